@@ -1,0 +1,60 @@
+import type { EpochPosition, LogFile } from '../store/types.js';
+
+/**
+ * What replication needs of the node: the daemon implements it over the log, capture and the applier.
+ * The server side (primary) reads; the client side (replica) writes. Replication itself touches no
+ * file of the data directory except through this.
+ */
+
+/** Something that changed on this node, in the order in which it happened. */
+export type StoreChange =
+  | { readonly kind: 'transaction'; readonly name: string; readonly file: LogFile }
+  | { readonly kind: 'created'; readonly name: string }
+  | { readonly kind: 'dropped'; readonly name: string };
+
+/** A whole database at one position, as a snapshot LTX (min TXID 1), read in pieces. */
+export interface SnapshotSource {
+  readonly file: Omit<LogFile, 'path'>;
+  /** Pieces of at most 256 KiB; the source is closed when the iteration ends or is left. */
+  chunks(): AsyncIterable<Buffer>;
+}
+
+/** An LTX file on its way in. Nothing of it is seen by anyone before `finish` resolves. */
+export interface IncomingFile {
+  write(chunk: Buffer): Promise<void> | void;
+  /**
+   * Verifies the file (checksums, header as announced, that it follows the log's end or is a snapshot)
+   * and adds it to the log; resolves once it is there. `durable` also fsyncs it. Rejects with
+   * ERR_REPLICATION_* / ERR_LTX_* and leaves no trace.
+   */
+  finish(options: { durable: boolean }): Promise<void>;
+  abort(): Promise<void>;
+}
+
+export interface ReplicationStore {
+  readonly nodeId: string;
+  readonly clusterId: string;
+  /** The highest epoch this node knows; lower ones are refused wherever they arrive. */
+  epoch(): bigint;
+  /** Names of all databases that exist on this node. */
+  databases(): readonly string[];
+  /** End of the log of a database (captured or received), or undefined when there is none. */
+  position(name: string): EpochPosition | undefined;
+  /** Position that readers of this node see (applied); on the primary the same as `position`. */
+  appliedPosition(name: string): EpochPosition | undefined;
+  subscribe(listener: (change: StoreChange) => void): () => void;
+
+  // Primary
+  /** The log's files after `position`, oldest first; undefined when the log does not hold that position (other lineage, or past retention). */
+  filesAfter(name: string, position: EpochPosition): readonly LogFile[] | undefined;
+  /** Bytes of one log file. Small files (≤ 256 KiB) come from memory when they were just made. */
+  readFile(file: LogFile): Promise<Buffer> | AsyncIterable<Buffer>;
+  /** Keeps log files after `txid` from retention until released. */
+  hold(name: string, afterTxid: bigint): { move(afterTxid: bigint): void; release(): void };
+  snapshot(name: string): Promise<SnapshotSource>;
+
+  // Replica
+  receive(name: string, file: Omit<LogFile, 'path'>): Promise<IncomingFile>;
+  /** The primary no longer has this database. */
+  drop(name: string, epoch: bigint): Promise<void>;
+}
