@@ -1,0 +1,117 @@
+// Installs what KiteFS and its tests need and this machine lacks. Node's own modules only: it runs
+// before `npm install`. Exports what start.mjs and run-all.mjs call; each step says what it does and,
+// when it cannot, exactly what is missing and how to get it.
+import { execFileSync, spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { createHash } from 'node:crypto';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+export const ROOT = fileURLToPath(new URL('../..', import.meta.url));
+const CACHE = join(ROOT, '.cache');
+const BIN = join(CACHE, 'bin');
+
+/** The Go implementation of LTX: the oracle of the format tests. */
+const LTX_MODULE = 'github.com/superfly/ltx/cmd/ltx@v0.5.3';
+/** The version of Django that the ORM test runs on. */
+const DJANGO = 'django==4.2.16';
+
+const has = (command) => spawnSync('sh', ['-c', `command -v ${command}`]).status === 0;
+const hasLibrary = (name) =>
+  ['/sbin/ldconfig', 'ldconfig'].some((command) =>
+    (spawnSync(command, ['-p'], { encoding: 'utf8' }).stdout ?? '').includes(name),
+  );
+
+function run(command, args, options = {}) {
+  const env = { ...process.env, ...options.env };
+  const ran = spawnSync(command, args, { cwd: ROOT, stdio: options.quiet ? 'pipe' : 'inherit', env });
+  if (ran.status === 0) return;
+  if (options.quiet) process.stderr.write(Buffer.concat([ran.stdout ?? Buffer.alloc(0), ran.stderr ?? Buffer.alloc(0)]));
+  throw new Error(`${command} ${args.join(' ')} failed${ran.error ? `: ${ran.error.message}` : ''}`);
+}
+
+/** Debian packages of which something is missing: installed as root or by sudo, else named. */
+export function installPackages(packages) {
+  if (packages.length === 0) return;
+  const command = `apt-get install -y ${packages.join(' ')}`;
+  const sudo = process.getuid() === 0 ? [] : ['sudo', '-n'];
+  if (!has('apt-get') || (sudo.length > 0 && spawnSync('sudo', ['-n', 'true']).status !== 0)) {
+    throw new Error(`missing on this machine: ${packages.join(', ')}. Run as root: ${command}`);
+  }
+  console.log(`installing ${packages.join(', ')}`);
+  const apt = (...args) => {
+    const [first, ...rest] = [...sudo, 'apt-get', ...args];
+    run(first, rest, { quiet: true, env: { DEBIAN_FRONTEND: 'noninteractive' } });
+  };
+  apt('update', '-qq');
+  apt('install', '-y', '-qq', ...packages);
+}
+
+/** What running needs: a compiler for the native modules, sqlite3 for the person, FUSE's mount helper. */
+export function missingRuntimePackages() {
+  const packages = [];
+  if (!has('cc') || !has('make') || !has('g++')) packages.push('build-essential');
+  if (!has('python3')) packages.push('python3');
+  if (!has('sqlite3')) packages.push('sqlite3');
+  if (!has('mount') || !has('umount')) packages.push('mount');
+  return packages;
+}
+
+/** What the tests need beside that: the second driver's library, git, Go for the format's oracle, Python for Django. */
+function missingTestPackages() {
+  const packages = missingRuntimePackages();
+  if (!has('fusermount3') && !has('fusermount')) packages.push('fuse3');
+  if (!hasLibrary('libfuse.so.2')) packages.push('libfuse2');
+  if (!has('go')) packages.push('golang-go');
+  if (spawnSync('python3', ['-c', 'import venv, ensurepip']).status !== 0) packages.push('python3-venv');
+  return packages;
+}
+
+/** node_modules as the lock file says; nothing to do when they are. */
+export function installModules() {
+  const stamp = join(CACHE, 'modules.stamp');
+  const lock = createHash('sha256').update(readFileSync(join(ROOT, 'package-lock.json'))).digest('hex');
+  const state = `${lock} ${process.version}`;
+  if (existsSync(join(ROOT, 'node_modules')) && existsSync(stamp) && readFileSync(stamp, 'utf8') === state) return;
+  console.log('installing node modules (native ones are compiled: this takes a minute or two the first time)');
+  run('npm', ['ci', '--no-fund', '--no-audit', '--loglevel=error'], { quiet: true });
+  mkdirSync(CACHE, { recursive: true });
+  writeFileSync(stamp, state);
+}
+
+/** dist/ from src/. */
+export function build() {
+  run('npm', ['run', '-s', 'build'], { quiet: true });
+}
+
+/** The tools that only tests use, each under .cache. */
+export function installTestTools() {
+  mkdirSync(BIN, { recursive: true });
+  if (!existsSync(join(BIN, 'ltx'))) {
+    console.log('building the Go ltx command (the oracle of the format tests)');
+    const goVersion = execFileSync('go', ['version'], { encoding: 'utf8' });
+    const minor = Number(/go1\.(\d+)/.exec(goVersion)?.[1] ?? 0);
+    if (minor < 21) {
+      throw new Error(`Go 1.21 or newer is needed to build ${LTX_MODULE}; found: ${goVersion.trim()}`);
+    }
+    run('go', ['install', LTX_MODULE], { quiet: true, env: { GOBIN: BIN } });
+  }
+  const python = join(CACHE, 'python');
+  if (!existsSync(join(python, 'django.stamp'))) {
+    console.log('installing Django into a virtual environment (the ORM test)');
+    run('python3', ['-m', 'venv', python], { quiet: true });
+    run(join(python, 'bin', 'pip'), ['install', '-q', '--disable-pip-version-check', DJANGO], { quiet: true });
+    writeFileSync(join(python, 'django.stamp'), DJANGO);
+  }
+}
+
+export function installForRunning() {
+  installPackages(missingRuntimePackages());
+  installModules();
+}
+
+export function installForTests() {
+  installPackages(missingTestPackages());
+  installModules();
+  installTestTools();
+}
