@@ -30,6 +30,19 @@ const row = (action: string, at: Partial<Omit<ErrorRow, 'action'>> = {}): ErrorR
 export const ERRORS = {
   ERR_INTERNAL: row('This is a bug in KiteFS: report it with the log.'),
 
+  ERR_LTX_DAMAGED: row(
+    'The LTX file was cut off or changed. Take it from a peer or a backup; KiteFS uses nothing of it.',
+    { http: 422, grpc: 15 },
+  ),
+  ERR_LTX_FOREIGN: row('Give an LTX file, as LiteFS, Litestream or KiteFS writes them.', {
+    http: 415,
+    grpc: 3,
+  }),
+  ERR_LTX_INVALID: row('This is a bug in KiteFS: it tried to write an LTX file that the format forbids.'),
+  ERR_LTX_NOT_CONTIGUOUS: row(
+    'Give files that follow one another, oldest first, with none left out between them.',
+    { http: 409, grpc: 9 },
+  ),
   ERR_LTX_POSITION: row('Give a position as <txid>/<checksum>, 16 hex digits each.', {
     exit: 2,
     http: 400,
