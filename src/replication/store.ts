@@ -10,7 +10,9 @@ import type { EpochPosition, LogFile } from '../store/types.js';
 export type StoreChange =
   | { readonly kind: 'transaction'; readonly name: string; readonly file: LogFile }
   | { readonly kind: 'created'; readonly name: string }
-  | { readonly kind: 'dropped'; readonly name: string };
+  | { readonly kind: 'dropped'; readonly name: string }
+  /** Readers of this node now see `appliedPosition(name)`. Needed on replicas only. */
+  | { readonly kind: 'applied'; readonly name: string };
 
 /** A whole database at one position, as a snapshot LTX (min TXID 1), read in pieces. */
 export interface SnapshotSource {
@@ -55,6 +57,9 @@ export interface ReplicationStore {
 
   // Replica
   receive(name: string, file: Omit<LogFile, 'path'>): Promise<IncomingFile>;
-  /** The primary no longer has this database. */
+  /**
+   * The primary no longer has this database. Unless the log ends with a deletion (commitPages 0), what
+   * this node had was not dropped by an application and is set aside in lost+found, never removed.
+   */
   drop(name: string, epoch: bigint): Promise<void>;
 }
