@@ -30,6 +30,64 @@ const row = (action: string, at: Partial<Omit<ErrorRow, 'action'>> = {}): ErrorR
 export const ERRORS = {
   ERR_INTERNAL: row('This is a bug in KiteFS: report it with the log.'),
 
+  ERR_CAPTURE_COPY: row('Try again when the database is written to less.', {
+    retry: true,
+    http: 503,
+    grpc: 14,
+  }),
+  ERR_CAPTURE_DAMAGED: row(
+    'Get the database from a peer or a backup (docs/recovery.md); the other databases go on.',
+    { http: 503, grpc: 9 },
+  ),
+  ERR_CAPTURE_DIED: row('Look into the log; the node gives its role away and starts again.', { retry: true }),
+  ERR_CAPTURE_FENCED: row('Write to the primary; this node is none any more.', { http: 503, grpc: 9 }),
+  ERR_CAPTURE_IO: row('Check space and health of data.dir.', { retry: true, grpc: 14 }),
+  ERR_CAPTURE_SLOTS: row('Restart the node: it has seen 65536 databases come and go.'),
+  ERR_CAPTURE_UNKNOWN: row('Check the name of the database with `kitefs status`.', { http: 404, grpc: 5 }),
+
+  ERR_CLI_CHECKS: row('Follow what each line says, then look again with `kitefs doctor`.'),
+  ERR_CLI_FILE: row('Check the path and its permissions.'),
+  ERR_CLI_UNREACHABLE: row('Check that the node runs and that -url is its http.addr.', { retry: true }),
+  ERR_CLI_USAGE: row('See `kitefs --help`.', { exit: 2 }),
+
+  ERR_CONFIG_FILE: row('Name the file with -config, or write one (docs/configuration.md).', { exit: 2 }),
+  ERR_CONFIG_INVALID: row('Correct the lines named (docs/configuration.md).', { exit: 2 }),
+
+  ERR_DAEMON_GUARD: row('Look into the log; start the node again.'),
+  ERR_DAEMON_PORT: row('Choose another address, or end what listens there.', { exit: 2 }),
+
+  ERR_HTTP_LOOPBACK: row('Call it on the node itself, through 127.0.0.1.', { http: 403, grpc: 7 }),
+  ERR_HTTP_NOT_FOUND: row('See docs/http-api.md for the paths.', { http: 404, grpc: 5 }),
+  ERR_HTTP_REQUEST: row('Correct the request (docs/http-api.md).', { http: 400, grpc: 3 }),
+  ERR_HTTP_TOO_LARGE: row('Raise http.max-import, or free space in data.dir.', { http: 413, grpc: 8 }),
+
+  ERR_LEASE_DUPLICATE_NODE: row(
+    'Two processes use one node id: stop the other one, or give this node an id and data directory of its own.',
+    { exit: 2, http: 409, grpc: 6 },
+  ),
+  ERR_LEASE_EPOCH_BACK: row(
+    'The lease was put back to an older state: check that the cluster uses one lease, not a restored copy.',
+    { retry: true, http: 409, grpc: 9 },
+  ),
+  ERR_LEASE_HANDOFF: row('Check that the target is a live candidate (`kitefs status`), then try again.', {
+    retry: true,
+    http: 409,
+    grpc: 9,
+  }),
+  ERR_LEASE_OTHER_CLUSTER: row(
+    'Point the lease at the cluster of this data directory, or start with an empty data directory.',
+    { exit: 2, http: 409, grpc: 9 },
+  ),
+  ERR_LEASE_RECORD: row('The lease holds something else: give this cluster a key or file of its own.', {
+    exit: 2,
+    grpc: 15,
+  }),
+  ERR_LEASE_UNREACHABLE: row('Check that the lease store runs and can be reached from this node.', {
+    retry: true,
+    http: 503,
+    grpc: 14,
+  }),
+
   ERR_LTX_DAMAGED: row(
     'The LTX file was cut off or changed. Take it from a peer or a backup; KiteFS uses nothing of it.',
     { http: 422, grpc: 15 },

@@ -57,4 +57,10 @@ export interface CaptureGate {
 
   /** The application asked for durability of `database`: fsync the log as a group, then answer. */
   sync(slot: DatabaseSlot, answer: GateAnswer): void;
+
+  /**
+   * Whether a write to `database` only restores committed content: whole pages equal to what is captured
+   * (trap 14). Answers 0 when it does, EIO when not. Asked for while this node may not write.
+   */
+  restoresCommitted(slot: DatabaseSlot, offsetBytes: number, bytes: Uint8Array, answer: GateAnswer): void;
 }

@@ -1,0 +1,195 @@
+import { EventEmitter, once } from 'node:events';
+import { MessageChannel, Worker, type MessagePort } from 'node:worker_threads';
+
+import { KiteError, type ErrorCode } from '../errors.js';
+import type { EpochPosition, LogFile } from '../store/types.js';
+import { CommitSignal } from './commit-signal.js';
+import type { GateEndpoint } from './gate-client.js';
+import type {
+  CaptureCalls,
+  CaptureNotice,
+  CaptureStats,
+  CommittedPages,
+  PromotedDatabase,
+} from './messages.js';
+
+export interface CaptureOptions {
+  readonly dataDir: string;
+  readonly nodeId: string;
+  /** Buffer of the daemon's ControlBlock. */
+  readonly control: SharedArrayBuffer;
+}
+
+/** What the worker is started with. */
+export interface CaptureThreadData extends CaptureOptions {
+  readonly port: MessagePort;
+  readonly signal: SharedArrayBuffer;
+}
+
+export interface CaptureEvents {
+  /** One more file in the log. `bytes` is the file itself when it is at most 256 KiB. */
+  transaction: [{ name: string; file: LogFile; bytes?: Buffer }];
+  /** First transaction of a database; before its `transaction`. */
+  created: [string];
+  /** The database was dropped; after the `transaction` of its deletion. */
+  dropped: [string];
+  /** This database is not captured at the moment, and why. The others go on. */
+  failed: [{ name: string; error: KiteError }];
+  /** The thread ended by itself: the node may not stay primary. */
+  died: [KiteError];
+}
+
+interface Waiting {
+  readonly resolve: (value: unknown) => void;
+  readonly reject: (error: KiteError) => void;
+}
+
+/**
+ * The main thread's handle of the capture thread. Order of a start on a node that was primary: `recover`
+ * each database before SQLite touches it, let the applier open them, then `promote`. While this node is a
+ * replica the thread idles and touches no database.
+ */
+export class Capture extends EventEmitter<CaptureEvents> {
+  readonly #worker: Worker;
+  readonly #port: MessagePort;
+  readonly #signal: CommitSignal;
+  readonly #waiting = new Map<number, Waiting>();
+  #nextId = 1;
+  #stopping = false;
+
+  private constructor(worker: Worker, port: MessagePort, signal: CommitSignal) {
+    super();
+    this.#worker = worker;
+    this.#port = port;
+    this.#signal = signal;
+    port.on('message', (notice: CaptureNotice) => this.#take(notice));
+    worker.on('error', (error) => this.#died(error.message));
+    worker.on('exit', () => this.#died('it exited'));
+  }
+
+  static async start(options: CaptureOptions): Promise<Capture> {
+    const signal = new CommitSignal();
+    const { port1, port2 } = new MessageChannel();
+    const data: CaptureThreadData = { ...options, port: port2, signal: signal.buffer };
+    const worker = new Worker(new URL('./capture-thread.js', import.meta.url), {
+      name: 'capture',
+      workerData: data,
+      transferList: [port2],
+    });
+    const capture = new Capture(worker, port1, signal);
+    await once(worker, 'online');
+    return capture;
+  }
+
+  /** An end of the gate for the mount's thread; transfer its port. */
+  async gateEndpoint(): Promise<GateEndpoint> {
+    const { port1, port2 } = new MessageChannel();
+    await this.#call('gate', { port: port2 }, [port2]);
+    return { port: port1, signal: this.#signal.buffer };
+  }
+
+  /**
+   * Before SQLite touches anything: commits in the WAL that the log lacks are added to it, under the epoch
+   * of the log's last file. Returns the log's end; undefined when there is neither log nor commit. Rejects
+   * with ERR_CAPTURE_* / ERR_LTX_* when this database cannot be recovered.
+   */
+  recover(name: string): Promise<EpochPosition | undefined> {
+    return this.#call('recover', { name });
+  }
+
+  /**
+   * This node is primary now: takes over the page checksums of all databases, compares each with its log,
+   * emits one transaction where they differ, and captures from then on under `epoch`.
+   */
+  promote(epoch: bigint): Promise<PromotedDatabase[]> {
+    return this.#call('promote', { epoch });
+  }
+
+  /** Captures what is committed, hands the page checksums over (flushed), and lets go of all databases. */
+  demote(): Promise<void> {
+    return this.#call('demote', {});
+  }
+
+  position(name: string): Promise<EpochPosition | undefined> {
+    return this.#call('position', { name });
+  }
+
+  /** Committed content of these pages, as of the position in the answer. At most 256 pages. */
+  readCommittedPages(name: string, pgnos: number[]): Promise<CommittedPages> {
+    return this.#call('pages', { name, pgnos });
+  }
+
+  /** Fsyncs every log file that is not yet. */
+  syncLogs(): Promise<void> {
+    return this.#call('sync', {});
+  }
+
+  /** Retention: removes log files whose transactions are all below `txid`; never the last file. */
+  removeBefore(name: string, txid: bigint): Promise<LogFile[]> {
+    return this.#call('removeBefore', { name, txid });
+  }
+
+  stats(): Promise<CaptureStats[]> {
+    return this.#call('stats', {});
+  }
+
+  /** As `demote`, then ends the thread. */
+  async stop(): Promise<void> {
+    if (this.#stopping) return;
+    this.#stopping = true;
+    await this.#call('stop', {});
+    this.#port.close();
+    await this.#worker.terminate();
+  }
+
+  #call<K extends keyof CaptureCalls>(
+    op: K,
+    args: CaptureCalls[K][0],
+    transfer: MessagePort[] = [],
+  ): Promise<CaptureCalls[K][1]> {
+    const id = this.#nextId++;
+    return new Promise((resolve, reject) => {
+      this.#waiting.set(id, { resolve: resolve as (value: unknown) => void, reject });
+      this.#port.postMessage({ id, op, args }, transfer);
+      this.#signal.wake();
+    });
+  }
+
+  #take(notice: CaptureNotice): void {
+    switch (notice.kind) {
+      case 'result':
+      case 'error': {
+        const waiting = this.#waiting.get(notice.id);
+        this.#waiting.delete(notice.id);
+        if (notice.kind === 'result') waiting?.resolve(notice.value);
+        else waiting?.reject(new KiteError(notice.code, notice.message));
+        break;
+      }
+      case 'transaction': {
+        const { name, file, bytes } = notice;
+        const buffer = bytes && Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+        this.emit('transaction', { name, file, ...(buffer && { bytes: buffer }) });
+        break;
+      }
+      case 'created':
+      case 'dropped':
+        this.emit(notice.kind, notice.name);
+        break;
+      case 'failed':
+        this.emit('failed', {
+          name: notice.name,
+          error: new KiteError(notice.code, notice.message),
+        });
+        break;
+    }
+  }
+
+  #died(why: string, code: ErrorCode = 'ERR_CAPTURE_DIED'): void {
+    if (this.#stopping) return;
+    this.#stopping = true;
+    const error = new KiteError(code, `the capture thread has ended: ${why}`);
+    for (const waiting of this.#waiting.values()) waiting.reject(error);
+    this.#waiting.clear();
+    this.emit('died', error);
+  }
+}

@@ -1,0 +1,82 @@
+/**
+ * How the mount tells capture of commits without a message: shared counters, so that a commit costs the
+ * mount thread two atomic stores and, only when capture sleeps, one wake. One producer (the mount),
+ * one consumer (capture); a slot is in the ring at most once, so the ring never overflows.
+ */
+
+/** Databases that one process can name in its life. */
+export const SLOTS_MAX = 65_536;
+
+// Int32 indexes of the head of the buffer.
+const FUTEX = 0; // raised whenever there is something to do
+const SLEEPING = 1; // 1 while capture waits on the futex
+const HEAD = 2; // next ring place to write
+const NEXT_SLOT = 3;
+const HEAD_INTS = 16;
+
+const DIRTY = HEAD_INTS; // per slot: 1 while it is in the ring
+const RING = DIRTY + SLOTS_MAX;
+const ENDS_BYTES = (RING + SLOTS_MAX) * 4;
+const TOTAL_BYTES = ENDS_BYTES + SLOTS_MAX * 8;
+
+export class CommitSignal {
+  readonly buffer: SharedArrayBuffer;
+  readonly #int32: Int32Array;
+  readonly #ends: BigInt64Array;
+  #tail = 0; // used by the consumer only
+
+  constructor(buffer: SharedArrayBuffer = new SharedArrayBuffer(TOTAL_BYTES)) {
+    this.buffer = buffer;
+    this.#int32 = new Int32Array(buffer, 0, ENDS_BYTES / 4);
+    this.#ends = new BigInt64Array(buffer, ENDS_BYTES, SLOTS_MAX);
+  }
+
+  /** A slot that was never given before, or -1 when all are used up. */
+  newSlot(): number {
+    const slot = Atomics.add(this.#int32, NEXT_SLOT, 1);
+    return slot < SLOTS_MAX ? slot : -1;
+  }
+
+  /** Mount: the WAL of this slot holds commits up to `endBytes`. Never blocks. */
+  publish(slot: number, endBytes: number): void {
+    // The end first, the mark second: whoever takes the mark then sees this end or a newer one.
+    Atomics.store(this.#ends, slot, BigInt(endBytes));
+    if (Atomics.exchange(this.#int32, DIRTY + slot, 1) === 1) return;
+    const head = Atomics.load(this.#int32, HEAD);
+    this.#int32[RING + (head % SLOTS_MAX)] = slot;
+    Atomics.store(this.#int32, HEAD, (head + 1) | 0);
+    this.wake();
+  }
+
+  /** Ends capture's wait; also after a message was posted to it. */
+  wake(): void {
+    Atomics.add(this.#int32, FUTEX, 1);
+    if (Atomics.load(this.#int32, SLEEPING) === 1) Atomics.notify(this.#int32, FUTEX);
+  }
+
+  /** Capture: a slot with new commits, or -1. Its end is read afterwards with `endOf`. */
+  take(): number {
+    if (Atomics.load(this.#int32, HEAD) === this.#tail) return -1;
+    const slot = this.#int32[RING + (this.#tail % SLOTS_MAX)] as number;
+    this.#tail = (this.#tail + 1) | 0;
+    // Cleared before the end is read: a commit published from now on puts the slot into the ring again.
+    Atomics.store(this.#int32, DIRTY + slot, 0);
+    return slot;
+  }
+
+  endOf(slot: number): number {
+    return Number(Atomics.load(this.#ends, slot));
+  }
+
+  /** Capture: value to give to `wait`; taken before looking for work, so that no wake is lost. */
+  get ticket(): number {
+    return Atomics.load(this.#int32, FUTEX);
+  }
+
+  /** Capture: sleeps until somebody woke it since `ticket`, or for `timeoutMs`. */
+  wait(ticket: number, timeoutMs: number): void {
+    Atomics.store(this.#int32, SLEEPING, 1);
+    Atomics.wait(this.#int32, FUTEX, ticket, timeoutMs);
+    Atomics.store(this.#int32, SLEEPING, 0);
+  }
+}

@@ -1,0 +1,120 @@
+import { receiveMessageOnPort, type MessagePort } from 'node:worker_threads';
+
+import { KiteError } from '../errors.js';
+import { CommitSignal } from './commit-signal.js';
+import type { CaptureGate, DatabaseSlot, GateAnswer, JournalCommit } from './gate.js';
+import type { GateReply, GateRequest, WalChange } from './messages.js';
+
+/** What the mount's thread needs to reach capture; the port must be in the transfer list. */
+export interface GateEndpoint {
+  readonly port: MessagePort;
+  readonly signal: SharedArrayBuffer;
+}
+
+type Asked = GateRequest extends infer R ? (R extends { id: number } ? Omit<R, 'id'> : never) : never;
+
+/**
+ * The mount's side of the gate. On a thread that blocks in reads, call `drain` after each wake; on a
+ * thread with an event loop, construct it with `events: true` and answers arrive by themselves.
+ */
+export class GateClient implements CaptureGate {
+  readonly #port: MessagePort;
+  readonly #signal: CommitSignal;
+  readonly #slots = new Map<string, DatabaseSlot>();
+  readonly #names = new Map<DatabaseSlot, string>();
+  readonly #answers = new Map<number, GateAnswer>();
+  #nextId = 1;
+
+  constructor(endpoint: GateEndpoint, options: { events?: boolean } = {}) {
+    this.#port = endpoint.port;
+    this.#signal = new CommitSignal(endpoint.signal);
+    if (options.events === true) this.#port.on('message', (reply: GateReply) => this.#take(reply));
+  }
+
+  slotOf(name: string): DatabaseSlot {
+    const known = this.#slots.get(name);
+    if (known !== undefined) return known;
+    const slot = this.#signal.newSlot();
+    if (slot < 0) {
+      throw new KiteError('ERR_CAPTURE_SLOTS', `no number is left for database ${name}`);
+    }
+    this.#slots.set(name, slot);
+    this.#names.set(slot, name);
+    this.#post({ op: 'slot', slot, name });
+    return slot;
+  }
+
+  walCommitted(slot: DatabaseSlot, endBytes: number): void {
+    this.#signal.publish(slot, endBytes);
+  }
+
+  beforeWalChange(slot: DatabaseSlot, change: WalChange, answer: GateAnswer): void {
+    this.#ask({ op: 'wal', slot, change }, answer);
+  }
+
+  beforeJournalCommit(slot: DatabaseSlot, commit: JournalCommit, answer: GateAnswer): void {
+    this.#ask({ op: 'journal', slot, commit }, answer);
+  }
+
+  adopt(slot: DatabaseSlot, answer: GateAnswer): void {
+    this.#ask({ op: 'adopt', slot }, answer);
+  }
+
+  beforeDrop(slot: DatabaseSlot, answer: GateAnswer): void {
+    this.#forget(slot);
+    this.#ask({ op: 'drop', slot }, answer);
+  }
+
+  beforeRename(slot: DatabaseSlot, newName: string, answer: GateAnswer): void {
+    this.#forget(slot);
+    this.#ask({ op: 'rename', slot, newName }, answer);
+  }
+
+  sync(slot: DatabaseSlot, answer: GateAnswer): void {
+    this.#ask({ op: 'sync', slot }, answer);
+  }
+
+  restoresCommitted(slot: DatabaseSlot, offsetBytes: number, bytes: Uint8Array, answer: GateAnswer): void {
+    this.#ask({ op: 'restores', slot, offsetBytes, bytes }, answer);
+  }
+
+  /** Runs the callbacks of all answers that have arrived. */
+  drain(): void {
+    for (let got = receiveMessageOnPort(this.#port); got; got = receiveMessageOnPort(this.#port)) {
+      this.#take(got.message as GateReply);
+    }
+  }
+
+  /** Questions that are not answered yet. */
+  get pending(): number {
+    return this.#answers.size;
+  }
+
+  close(): void {
+    this.#port.close();
+  }
+
+  /** A dropped or renamed database's slot is dead: the name gets a new one when it is seen again. */
+  #forget(slot: DatabaseSlot): void {
+    const name = this.#names.get(slot);
+    this.#names.delete(slot);
+    if (name !== undefined) this.#slots.delete(name);
+  }
+
+  #ask(request: Asked, answer: GateAnswer): void {
+    const id = this.#nextId++;
+    this.#answers.set(id, answer);
+    this.#post({ ...request, id } as GateRequest);
+  }
+
+  #post(request: GateRequest): void {
+    this.#port.postMessage(request);
+    this.#signal.wake();
+  }
+
+  #take(reply: GateReply): void {
+    const answer = this.#answers.get(reply.id);
+    this.#answers.delete(reply.id);
+    answer?.(reply.errno);
+  }
+}

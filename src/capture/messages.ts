@@ -1,0 +1,109 @@
+import type { MessagePort } from 'node:worker_threads';
+
+import type { ErrorCode } from '../errors.js';
+import type { EpochPosition, LogFile } from '../store/types.js';
+import type { JournalCommit } from './gate.js';
+
+/** What the mount asks of the capture thread; answered by `GateReply` with the same id. */
+export type GateRequest =
+  | { readonly op: 'slot'; readonly slot: number; readonly name: string }
+  | {
+      readonly op: 'wal';
+      readonly id: number;
+      readonly slot: number;
+      readonly change: WalChange;
+    }
+  | {
+      readonly op: 'journal';
+      readonly id: number;
+      readonly slot: number;
+      readonly commit: JournalCommit;
+    }
+  | {
+      readonly op: 'restores';
+      readonly id: number;
+      readonly slot: number;
+      readonly offsetBytes: number;
+      readonly bytes: Uint8Array;
+    }
+  | { readonly op: 'rename'; readonly id: number; readonly slot: number; readonly newName: string }
+  | { readonly op: 'adopt' | 'drop' | 'sync'; readonly id: number; readonly slot: number };
+
+/** What is about to happen to `-wal`; see CaptureGate.beforeWalChange. */
+export interface WalChange {
+  readonly kind: 'header' | 'truncate' | 'unlink' | 'overwrite';
+  readonly fromBytes: number;
+  readonly durable: boolean;
+}
+
+export interface GateReply {
+  readonly id: number;
+  readonly errno: number;
+}
+
+/** A database after a promotion: where it stands, or why it is out of service. */
+export interface PromotedDatabase {
+  readonly name: string;
+  readonly position: EpochPosition;
+  readonly error?: { readonly code: ErrorCode; readonly message: string };
+}
+
+/** Committed pages as of `position`. */
+export interface CommittedPages {
+  readonly position: EpochPosition;
+  readonly pageSize: number;
+  readonly commitPages: number;
+  readonly pages: readonly { readonly pgno: number; readonly data: Uint8Array }[];
+  /** Pages whose committed content is not on disk at the moment (a rollback-journal transaction runs): ask again. */
+  readonly retry: readonly number[];
+}
+
+export interface CaptureStats {
+  readonly name: string;
+  readonly position: EpochPosition;
+  readonly transactions: number;
+  readonly files: number;
+  readonly compensations: number;
+}
+
+/** Calls of the main thread: name → [arguments, result]. */
+export interface CaptureCalls {
+  gate: [{ port: MessagePort }, void];
+  waker: [{ waker: unknown }, void];
+  recover: [{ name: string }, EpochPosition | undefined];
+  promote: [{ epoch: bigint }, PromotedDatabase[]];
+  demote: [Record<string, never>, void];
+  position: [{ name: string }, EpochPosition | undefined];
+  pages: [{ name: string; pgnos: number[] }, CommittedPages];
+  sync: [Record<string, never>, void];
+  removeBefore: [{ name: string; txid: bigint }, LogFile[]];
+  stats: [Record<string, never>, CaptureStats[]];
+  stop: [Record<string, never>, void];
+}
+
+export type CaptureCall = {
+  [K in keyof CaptureCalls]: { readonly id: number; readonly op: K; readonly args: CaptureCalls[K][0] };
+}[keyof CaptureCalls];
+
+/** What the capture thread tells the main thread. */
+export type CaptureNotice =
+  | { readonly kind: 'result'; readonly id: number; readonly value: unknown }
+  | {
+      readonly kind: 'error';
+      readonly id: number;
+      readonly code: ErrorCode;
+      readonly message: string;
+    }
+  | {
+      readonly kind: 'transaction';
+      readonly name: string;
+      readonly file: LogFile;
+      readonly bytes?: Uint8Array;
+    }
+  | { readonly kind: 'created' | 'dropped'; readonly name: string }
+  | {
+      readonly kind: 'failed';
+      readonly name: string;
+      readonly code: ErrorCode;
+      readonly message: string;
+    };
