@@ -1,23 +1,33 @@
 /** The lease record (DESIGN §7): changed only by compare-and-set. Stored as JSON, bigints as decimal strings. */
 export interface LeaseRecord {
   readonly clusterId: string;
-  /** Grows by one with every change of holder. */
+  /** Grows with every change of holder. */
   readonly epoch: bigint;
-  /** undefined: a clean stop without a successor emptied it. */
+  /** undefined: a clean stop or a hand-off emptied it. */
   readonly holder: LeaseHolder | undefined;
   /** Raised by the holder every ttl/5. */
   readonly heartbeat: bigint;
+  /** What the holder's deadline was computed with, so what others must wait. */
   readonly ttlMs: number;
   /** Last positions, coarse: database name to `<epoch>:<txid decimal>`. */
-  readonly positions: Readonly<Record<string, string>>;
-  /** Node ids whose acknowledgements count (trap 3). */
+  readonly positions: LeasePositions;
+  /** Node ids whose acknowledgements count (trap 3). Empty: asynchronous, any candidate may win. */
   readonly syncSet: readonly string[];
-  /** The node that a hand-off names, and until when it alone may take the lease. */
+  /** Only with an empty holder: the node that a hand-off names. It alone may take the lease for one ttl. */
   readonly handoffTo: string | undefined;
 }
 
-export interface LeaseHolder {
+/** Database name to `<epoch of the last transaction>:<txid>`, both decimal. */
+export type LeasePositions = Readonly<Record<string, string>>;
+
+/** One process of a node: a restarted node is another process, told apart by its incarnation. */
+export interface NodeProcess {
   readonly nodeId: string;
+  /** Random per process start: two processes with one node id differ here. */
+  readonly incarnation: string;
+}
+
+export interface LeaseHolder extends NodeProcess {
   /** Where applications reach it (LiteFS's advertise-url). */
   readonly advertiseUrl: string;
   /** Where peers reach its gRPC server, host:port. */
@@ -26,7 +36,9 @@ export interface LeaseHolder {
 
 /** A record and the adapter's version of it, to compare-and-set against. */
 export interface VersionedRecord {
+  /** undefined: nothing was ever stored, or it was deleted. */
   readonly record: LeaseRecord | undefined;
+  /** Never the same for two different contents of the record. */
   readonly version: string;
 }
 
@@ -35,16 +47,20 @@ export interface Member extends LeaseHolder {
   readonly candidate: boolean;
   readonly region: string;
   readonly priority: number;
+  /** Highest epoch it knows: a lost record must not start again below it. */
+  readonly epoch: bigint;
   /** Raised at each registration, so that a dead member is noticed without comparing clocks. */
   readonly seen: bigint;
-  /** Random per process start: two processes with one node id differ here. */
-  readonly incarnation: string;
   /** Last positions as in LeaseRecord. */
-  readonly positions: Readonly<Record<string, string>>;
+  readonly positions: LeasePositions;
 }
 
-/** A kind of lease. Every call takes a timeout and rejects with ERR_LEASE_UNREACHABLE when it passes. */
+/**
+ * A kind of lease. Every call takes a timeout and rejects with ERR_LEASE_UNREACHABLE when it passes;
+ * a call that timed out may still be carried out later.
+ */
 export interface LeaseAdapter {
+  /** A read that sees every compare-and-set answered before it (consistent, not from a follower). */
   read(timeoutMs: number): Promise<VersionedRecord>;
   /** Returns the new version, or undefined when the version was no longer current. */
   compareAndSet(expected: string, record: LeaseRecord, timeoutMs: number): Promise<string | undefined>;
@@ -53,5 +69,62 @@ export interface LeaseAdapter {
   register(member: Member, timeoutMs: number): Promise<void>;
   members(timeoutMs: number): Promise<readonly Member[]>;
   unregister(nodeId: string, timeoutMs: number): Promise<void>;
+  /**
+   * Whether it is proven that this process has ended (an operating system's lock that it kept is free),
+   * so that nobody need wait for its ttl. Absent or false: nothing is known.
+   */
+  ended?(process: NodeProcess, timeoutMs: number): Promise<boolean>;
   close(): Promise<void>;
 }
+
+/** What this node is, as the configuration says. */
+export interface LeaseNode {
+  readonly nodeId: string;
+  readonly advertiseUrl: string;
+  readonly peerAddress: string;
+  /** false: never becomes primary. */
+  readonly candidate: boolean;
+  readonly region: string;
+  /** Among candidates with equal positions the higher one goes first. */
+  readonly priority: number;
+}
+
+/** What the lease decided, each with the reason in words, in the order in which it holds. */
+export type LeaseEvent =
+  /**
+   * This node holds the lease under a new epoch and must make itself ready: keep the epoch in node.json,
+   * recover, pull what it lacks, then call `ready(epoch)` or `giveUp(why)`. It may not write yet.
+   * `behind` lists databases of which the previous primary had more, as `<name> <theirs> > <ours>`.
+   */
+  | {
+      readonly kind: 'won';
+      readonly epoch: bigint;
+      readonly behind: readonly string[];
+      readonly reason: string;
+    }
+  /** Applications may write until the deadline (monotonic ns). Also after `fenced`, under the same epoch. */
+  | { readonly kind: 'primary'; readonly epoch: bigint; readonly deadlineNs: bigint; readonly reason: string }
+  | { readonly kind: 'renewed'; readonly epoch: bigint; readonly deadlineNs: bigint; readonly reason: string }
+  /** Applications may not write from now on; `primary` or `replica` follows. */
+  | { readonly kind: 'fenced'; readonly epoch: bigint; readonly reason: string }
+  /** Not holder. `of` undefined: no primary is known (yet). */
+  | {
+      readonly kind: 'replica';
+      readonly epoch: bigint;
+      readonly of: LeaseHolder | undefined;
+      readonly reason: string;
+    }
+  /** The lease is free or its holder silent, and this node does not take it, or not yet. */
+  | { readonly kind: 'waiting'; readonly reason: string }
+  | { readonly kind: 'unreachable'; readonly reason: string }
+  | { readonly kind: 'reachable'; readonly reason: string }
+  /**
+   * The record or a member contradicts what this node is. `fatal`: the lease has stopped for good, the
+   * node must not serve; else it goes on watching without following that record.
+   */
+  | {
+      readonly kind: 'refused';
+      readonly code: 'ERR_LEASE_OTHER_CLUSTER' | 'ERR_LEASE_DUPLICATE_NODE' | 'ERR_LEASE_EPOCH_BACK';
+      readonly fatal: boolean;
+      readonly reason: string;
+    };
