@@ -1,0 +1,75 @@
+import { dirname } from 'node:path';
+import type { Config } from './load.js';
+import { isLoopback, parseAddress } from './values.js';
+
+/** A rule over several settings that does not hold; `key` is the setting to look at. */
+export interface BrokenRule {
+  readonly key: string;
+  readonly text: string;
+}
+
+/** What single values cannot say: each rule names one mistake and what would be right. */
+export function checkConfig(config: Config): BrokenRule[] {
+  const { fuse, data, http, peer, lease } = config;
+  const broken: BrokenRule[] = [];
+  const rule = (key: string, holds: boolean, text: string): void => {
+    if (!holds) broken.push({ key, text });
+  };
+
+  rule('fuse.dir', fuse.dir !== '/', 'fuse.dir: a folder of its own is needed, not the root');
+  rule(
+    'data.dir',
+    !isInside(data.dir, fuse.dir) && !isInside(fuse.dir, data.dir),
+    `data.dir and fuse.dir must be two folders, neither inside the other (${data.dir}, ${fuse.dir})`,
+  );
+  rule(
+    'lease.type',
+    lease.type !== 'consul',
+    'lease.type: consul comes with the next version; use local (nodes of one host) or static',
+  );
+  rule(
+    'lease.path',
+    lease.type !== 'local' || !isInside(lease.path, fuse.dir),
+    'lease.path: the lease cannot be kept inside the mount',
+  );
+  rule('lease.ttl', lease.ttlMs >= 500, 'lease.ttl: at least 500ms is needed for renewals to be in time');
+  rule(
+    'lease.advertise-url',
+    URL.canParse(lease.advertiseUrl),
+    'lease.advertise-url: expected a URL such as http://node1:20202',
+  );
+  rule(
+    'lease.primary',
+    lease.type !== 'static' || lease.candidate || lease.primary !== undefined,
+    'lease.primary: a static replica needs the peer address of its primary, such as node1:20203',
+  );
+  rule(
+    'peer.addr',
+    isLoopback(peer.addr.host) || peer.secret !== undefined,
+    'peer.addr: other machines are let in only with peer.secret; set it on every node, or listen on 127.0.0.1',
+  );
+  rule(
+    'peer.advertise',
+    parseAddress(peer.advertise) !== undefined,
+    'peer.advertise: expected an address such as node1:20203',
+  );
+  rule(
+    'peer.secret',
+    peer.secret === undefined || peer.secret.length >= 16,
+    'peer.secret: at least 16 characters are needed, such as the output of openssl rand -hex 32',
+  );
+  rule(
+    'http.addr',
+    http.addr.port === 0 || http.addr.port !== peer.addr.port,
+    `http.addr and peer.addr need two ports (both ${http.addr.port})`,
+  );
+  return broken;
+}
+
+/** Whether `path` is `dir` or below it; both absolute. */
+function isInside(path: string, dir: string): boolean {
+  for (let at = path; ; at = dirname(at)) {
+    if (at === dir) return true;
+    if (at === dirname(at)) return false;
+  }
+}

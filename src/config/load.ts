@@ -1,0 +1,157 @@
+import { existsSync, readFileSync } from 'node:fs';
+import { hostname } from 'node:os';
+import { join, resolve } from 'node:path';
+import { KiteError } from '../errors.js';
+import { checkConfig } from './checks.js';
+import { readFileValues, type Remark } from './file.js';
+import { configSchema, SETTINGS, type GivenConfig, type Setting } from './schema.js';
+import { formatAddress, parseAddress, type Address } from './values.js';
+
+export type { Remark } from './file.js';
+
+/** Where a configuration file is looked for when none is named; LiteFS's files are read as they are. */
+export const CONFIG_FILES = ['./kitefs.yml', './litefs.yml', '/etc/kitefs.yml', '/etc/litefs.yml'];
+
+/** The configuration of one node, complete: values that were not given are worked out from the others. */
+export type Config = ReturnType<typeof complete>;
+
+export interface LoadOptions {
+  /** -config: this file and no other. */
+  readonly file?: string | undefined;
+  /** Flags by key: `{'lease.ttl': '3s'}`. */
+  readonly flags?: Readonly<Record<string, string>>;
+  readonly environment?: Readonly<Record<string, string | undefined>>;
+  /** false: `$NAME` in the file stays as it is. */
+  readonly expandEnv?: boolean;
+}
+
+export interface LoadedConfig {
+  readonly config: Config;
+  /** The file that was read, or undefined when there is none. */
+  readonly file: string | undefined;
+  /** What was read and has no effect, line by line. */
+  readonly notes: readonly Remark[];
+  /** Where each value that is no default comes from, and how it was written, by key. */
+  readonly given: ReadonlyMap<string, { readonly raw: unknown; readonly where: string }>;
+}
+
+/** Reads the configuration: flag before environment before file before default. Throws ERR_CONFIG_*. */
+export function loadConfig(options: LoadOptions = {}): LoadedConfig {
+  const environment = options.environment ?? process.env;
+  const file = findFile(options.file);
+  const problems: Remark[] = [];
+  const notes: Remark[] = [];
+  const given = new Map<string, { raw: unknown; where: string }>();
+
+  if (file !== undefined) {
+    // LiteFS sets HOSTNAME for its configuration when the environment has none.
+    const variables = { HOSTNAME: hostname(), ...environment };
+    const read = readFileValues(file, readText(file), options.expandEnv === false ? undefined : variables);
+    problems.push(...read.problems);
+    notes.push(...read.notes);
+    for (const [key, value] of read.values) given.set(key, value);
+  }
+  for (const { key, env } of SETTINGS) {
+    const fromEnvironment = environment[env];
+    if (fromEnvironment !== undefined) given.set(key, { raw: fromEnvironment, where: env });
+    const fromFlag = options.flags?.[key];
+    if (fromFlag !== undefined) given.set(key, { raw: fromFlag, where: `--${key}` });
+  }
+
+  for (const setting of SETTINGS) {
+    const at = given.get(setting.key);
+    if (at && setting.noEffect !== undefined) {
+      notes.push({ where: at.where, text: `${setting.key} has no effect: ${setting.noEffect}` });
+    }
+  }
+
+  const parsed = configSchema.safeParse(nested(given));
+  for (const issue of parsed.error?.issues ?? []) {
+    const setting = SETTINGS.find(({ path }) => path.join('.') === issue.path.join('.'));
+    if (!setting)
+      throw new KiteError('ERR_INTERNAL', `no setting at ${issue.path.join('.')}: ${issue.message}`);
+    problems.push(badValue(setting, given.get(setting.key)));
+  }
+  if (!parsed.success || problems.length > 0) throw invalid(problems);
+
+  const config = complete(parsed.data);
+  for (const { key, text } of checkConfig(config)) {
+    const where = given.get(key)?.where ?? file ?? `the default of ${key}`;
+    problems.push({ where, text });
+  }
+  if (problems.length > 0) throw invalid(problems);
+  return { config, file, notes, given };
+}
+
+export const formatRemark = ({ where, text }: Remark): string => `${where}: ${text}`;
+
+function findFile(named: string | undefined): string | undefined {
+  if (named === undefined) return CONFIG_FILES.find((file) => existsSync(file));
+  if (!existsSync(named)) throw new KiteError('ERR_CONFIG_FILE', `there is no configuration file ${named}`);
+  return named;
+}
+
+function readText(file: string): string {
+  try {
+    return readFileSync(file, 'utf8');
+  } catch (error) {
+    throw new KiteError('ERR_CONFIG_FILE', `${file} cannot be read (${(error as Error).message})`, {
+      cause: error,
+    });
+  }
+}
+
+function badValue(setting: Setting, at: { raw: unknown; where: string } | undefined): Remark {
+  const shown = setting.secret ? '(secret)' : JSON.stringify(at?.raw);
+  return {
+    where: at?.where ?? setting.key,
+    text: `${setting.key}: expected ${setting.form}, found ${shown}`,
+  };
+}
+
+function invalid(problems: readonly Remark[]): KiteError {
+  return new KiteError('ERR_CONFIG_INVALID', problems.map(formatRemark).join('\n'));
+}
+
+/** Builds the object that the schema reads; every setting is there, undefined when it was not given. */
+function nested(given: ReadonlyMap<string, { raw: unknown }>): unknown {
+  const root: Record<string, unknown> = {};
+  for (const { key, path } of SETTINGS) {
+    let at = root;
+    for (const part of path.slice(0, -1)) at = (at[part] ??= {}) as Record<string, unknown>;
+    at[path.at(-1) ?? ''] = given.get(key)?.raw;
+  }
+  return root;
+}
+
+function complete(given: GivenConfig) {
+  const { fuse, data, http, peer, lease, log } = given;
+  const advertiseUrl =
+    lease.advertiseUrl ?? `http://${formatAddress({ ...http.addr, host: lease.hostname })}`;
+  const advertised: Address = peer.addr.host === '' ? { ...peer.addr, host: lease.hostname } : peer.addr;
+  const dataDir = resolve(data.dir);
+  return {
+    ...given,
+    fuse: {
+      ...fuse,
+      dir: resolve(fuse.dir),
+      uid: fuse.uid ?? process.getuid?.() ?? 0,
+      gid: fuse.gid ?? process.getgid?.() ?? 0,
+    },
+    data: { ...data, dir: dataDir },
+    peer: { ...peer, advertise: peer.advertise ?? formatAddress(advertised) },
+    lease: {
+      ...lease,
+      advertiseUrl,
+      primary: lease.primary ?? primaryOf(advertiseUrl, peer.addr.port),
+      path: resolve(lease.path ?? join(dataDir, 'lease.db')),
+    },
+    log: { ...log, level: log.debug ? ('debug' as const) : log.level },
+  };
+}
+
+/** In LiteFS's static lease the advertise-url is the primary's; its peers listen beside it. */
+function primaryOf(advertiseUrl: string, port: number): Address | undefined {
+  if (!URL.canParse(advertiseUrl)) return undefined;
+  return parseAddress(`${new URL(advertiseUrl).hostname}:${port}`);
+}

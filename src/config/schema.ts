@@ -1,0 +1,261 @@
+import { hostname } from 'node:os';
+import { z } from 'zod';
+import { LOG_LEVELS } from '../observability/log.js';
+import {
+  parseAddress,
+  parseBoolean,
+  parseDuration,
+  parseExec,
+  parseInteger,
+  parseList,
+  parseMode,
+  parseSize,
+  parseText,
+} from './values.js';
+
+/**
+ * The one description of the configuration: keys of kitefs.yml, KITEFS_… variables, flags, defaults,
+ * `--help` and docs/configuration.md come from it. Keys are LiteFS's wherever LiteFS has one, with its
+ * default. A property's name is its key in camel case, with the unit of its value (`ttlMs` is `ttl`).
+ */
+
+interface About {
+  /** What it does, for --help and the documentation; a sentence. */
+  readonly doc: string;
+  /** What a value looks like. */
+  readonly form: string;
+  /** The default as one would write it, or in words when it is worked out. */
+  readonly default: string | undefined;
+  /** A key that is read and does nothing: why, said wherever it is set. */
+  readonly noEffect: string | undefined;
+  readonly secret: boolean;
+  /** true/false: as a flag it needs no value. */
+  readonly isSwitch: boolean;
+}
+
+type Parser<T> = (raw: unknown) => T | undefined;
+type Options = { default?: string; derived?: string; noEffect?: string; secret?: boolean };
+
+const registry = z.registry<About>();
+
+/** Builds the settings of one kind: with a default its value is always there. */
+function kind<T>(form: string, parse: Parser<T>) {
+  function setting(doc: string, options: Options & { default: string }): z.ZodType<T>;
+  function setting(doc: string, options?: Options): z.ZodType<T | undefined>;
+  function setting(doc: string, options: Options = {}): z.ZodType<T | undefined> {
+    const type = z.unknown().transform((given, context): T | undefined => {
+      const raw = given ?? options.default;
+      if (raw === undefined) return undefined;
+      const value = parse(raw);
+      if (value === undefined) context.addIssue(`expected ${form}`);
+      return value;
+    });
+    return type.register(registry, {
+      doc,
+      form,
+      default: options.default ?? options.derived,
+      noEffect: options.noEffect,
+      secret: options.secret ?? false,
+      isSwitch: (parse as unknown) === parseBoolean,
+    });
+  }
+  return setting;
+}
+
+const text = kind('text', parseText);
+const flag = kind('true or false', parseBoolean);
+const integer = kind('a whole number', parseInteger);
+const mode = kind('permission bits in octal such as 0644', parseMode);
+const duration = kind('a duration such as 500ms, 10s or 1m30s', parseDuration);
+const size = kind('a size such as 64MB or 2GB', parseSize);
+const list = kind('a list of words', parseList);
+const address = kind('an address such as 127.0.0.1:20202 or :20202', parseAddress);
+const exec = kind('a command, or a list of {cmd, if-candidate}', parseExec);
+const oneOf = <const T extends string>(...words: readonly T[]) =>
+  kind(`one of ${words.join(', ')}`, (raw) => words.find((word) => word === raw));
+
+const PROXY = 'the HTTP proxy comes with a later version';
+const BACKUP = 'LiteFS Cloud was shut down; backups to object storage come with a later version';
+const CONSUL = 'lease.type consul comes with the next version';
+const TRACING = 'KiteFS writes no trace log; see log.level';
+
+export const configSchema = z.strictObject({
+  fuse: z.strictObject({
+    dir: text('Where the databases are mounted: applications open them here.', { default: '/litefs' }),
+    allowOther: flag('Let other users than the one who mounts into the mount.', { default: 'false' }),
+    debug: flag('Log every file-system request (slow).', { default: 'false' }),
+    driver: oneOf('kernel', 'fuse-native')(
+      'kernel: FUSE in TypeScript, the fast one, needs mount(2) (root). fuse-native: libfuse 2, slower, needs only fusermount.',
+      { default: 'kernel' },
+    ),
+    otherFiles: oneOf('refuse', 'local')(
+      'Files in the mount that are no SQLite database: refuse them, or keep them on this node only.',
+      { default: 'refuse' },
+    ),
+    uid: integer('Owner of the files in the mount.', { derived: 'the user who mounts' }),
+    gid: integer('Group of the files in the mount.', { derived: 'the group of the user who mounts' }),
+    mode: mode('Permission bits of new databases, before the umask of the application.', { default: '0666' }),
+  }),
+  data: z.strictObject({
+    dir: text('Where the databases and their log are kept; never opened by applications.', {
+      default: '/var/lib/litefs',
+    }),
+    compress: flag('Compress the log (LZ4).', { default: 'true' }),
+    retentionMs: duration('How long log files are kept for replicas that were away.', { default: '10m' }),
+    retentionMonitorIntervalMs: duration('How often old log files are looked for.', { default: '1m' }),
+  }),
+  exec: exec('The application: started when the mount is ready; its exit code becomes that of kitefs.', {
+    default: '',
+  }),
+  exitOnError: flag('End when the start fails; false: stay up, so that one can look into it.', {
+    default: 'true',
+  }),
+  skipSync: flag('Start the application without waiting until the databases are caught up.', {
+    default: 'false',
+  }),
+  strictVerify: flag('Check the checksum of the whole database after each transaction (slow, for tests).', {
+    default: 'false',
+  }),
+  http: z.strictObject({
+    addr: address('Where metrics, status, import and export are served.', { default: '127.0.0.1:20202' }),
+    maxImportBytes: size('The largest file that an import takes.', { default: '64GB' }),
+    snapshotTimeout: text('Limit of a snapshot.', {
+      noEffect: 'a first copy takes no lock, so it has no limit',
+    }),
+  }),
+  peer: z.strictObject({
+    addr: address('Where other nodes reach this one (gRPC). Other than loopback only with peer.secret.', {
+      default: '127.0.0.1:20203',
+    }),
+    advertise: address('The address that other nodes are told.', {
+      derived: 'peer.addr, with lease.hostname when peer.addr is every address',
+    }),
+    secret: text('Known to every node of the cluster; proved in each call, never sent.', { secret: true }),
+  }),
+  node: z.strictObject({
+    id: text('Name of this node, unique in the cluster.', {
+      derived: 'made at the first start, kept in data.dir',
+    }),
+    region: text('Where this node is; shown in status.', { default: '' }),
+    priority: integer('Of candidates that are equally up to date the highest becomes primary.', {
+      default: '0',
+    }),
+  }),
+  cluster: z.strictObject({
+    id: text('The cluster that this node belongs to; another one is refused.', {
+      derived: 'made by the first primary, kept in data.dir',
+    }),
+  }),
+  lease: z.strictObject({
+    type: oneOf(
+      'local',
+      'static',
+      'consul',
+    )(
+      'Who is primary. local: nodes of one host, elected in a SQLite file; static: lease.candidate says it; consul: with the next version.',
+      { default: 'local' },
+    ),
+    candidate: flag('This node may become primary (static: is the primary).', { default: 'true' }),
+    promote: flag('Ask to be primary once caught up.', {
+      noEffect: 'a candidate becomes primary when there is none; hand-off comes with the next version',
+    }),
+    hostname: text('Name of this machine, as .primary shows it to replicas.', { default: hostname() }),
+    advertiseUrl: text('Where other machines reach this node’s applications, as status shows it.', {
+      derived: 'http://<lease.hostname>:<port of http.addr>',
+    }),
+    primary: address('static: the peer address of the primary.', {
+      derived: 'the host of lease.advertise-url with the port of peer.addr',
+    }),
+    path: text('local: the SQLite file that holds the lease, the same for all nodes of the host.', {
+      derived: '<data.dir>/lease.db',
+    }),
+    ttlMs: duration(
+      'How long a primary may write without renewing its lease; failover takes about as long.',
+      {
+        default: '5s',
+      },
+    ),
+    electionWaitMs: duration('How long a candidate that lacks transactions waits for a better one.', {
+      default: '5s',
+    }),
+    reconnectDelay: text('Pause between attempts to reach the primary.', {
+      noEffect: 'the pause grows by itself',
+    }),
+    demoteDelay: text('Pause after a demotion.', {
+      noEffect: 'a demoted node follows the new primary at once',
+    }),
+    databases: list('Databases that this node follows.', { noEffect: 'every node follows every database' }),
+    consul: z.strictObject({
+      url: text('Address of Consul.', { noEffect: CONSUL, secret: true }),
+      key: text('Key of the lease.', { noEffect: CONSUL }),
+      ttl: text('Time to live of the lease.', { noEffect: CONSUL }),
+      lockDelay: text('Added to the wait before a takeover.', { noEffect: CONSUL }),
+    }),
+  }),
+  proxy: z.strictObject({
+    addr: text('Where the proxy listens.', { noEffect: PROXY }),
+    target: text('Where the application listens.', { noEffect: PROXY }),
+    db: text('The database whose position it follows.', { noEffect: PROXY }),
+    maxLag: text('Lag beyond which a node says it is unwell.', { noEffect: PROXY }),
+    debug: text('Log each request.', { noEffect: PROXY }),
+    passthrough: list('Paths that go straight to the application.', { noEffect: PROXY }),
+    alwaysForward: list('Paths that go to the primary.', { noEffect: PROXY }),
+    primaryRedirectTimeout: text('Wait for a primary.', { noEffect: PROXY }),
+    readTimeout: text('Time limit.', { noEffect: PROXY }),
+    readHeaderTimeout: text('Time limit.', { noEffect: PROXY }),
+    writeTimeout: text('Time limit.', { noEffect: PROXY }),
+    idleTimeout: text('Time limit.', { noEffect: PROXY }),
+  }),
+  backup: z.strictObject({
+    type: text('Kind of backup.', { noEffect: BACKUP }),
+    path: text('Folder.', { noEffect: BACKUP }),
+    url: text('Service.', { noEffect: BACKUP }),
+    cluster: text('Cluster at the service.', { noEffect: BACKUP }),
+    authToken: text('Token of the service.', { noEffect: BACKUP, secret: true }),
+    delay: text('Pause between uploads.', { noEffect: BACKUP }),
+    fullSyncInterval: text('Pause between full comparisons.', { noEffect: BACKUP }),
+  }),
+  log: z.strictObject({
+    format: oneOf('auto', 'text', 'json')('auto: text on a terminal, JSON otherwise.', { default: 'auto' }),
+    level: oneOf(...LOG_LEVELS)('What is logged.', { default: 'info' }),
+    debug: flag('The same as log.level debug.', { default: 'false' }),
+    timestamp: text('Whether lines have a time.', { noEffect: 'every line has its time' }),
+  }),
+  tracing: z.strictObject({
+    enabled: text('Write a trace log.', { noEffect: TRACING }),
+    path: text('Where.', { noEffect: TRACING }),
+    maxSize: text('Size of one file.', { noEffect: TRACING }),
+    maxCount: text('Number of files.', { noEffect: TRACING }),
+    compress: text('Compress old files.', { noEffect: TRACING }),
+  }),
+});
+
+/** The values as they were given or default, before those that are worked out from others (see load.ts). */
+export type GivenConfig = z.infer<typeof configSchema>;
+
+export interface Setting extends About {
+  /** As in the file: `lease.lock-delay`. */
+  readonly key: string;
+  /** `KITEFS_LEASE_LOCK_DELAY`. */
+  readonly env: string;
+  /** Where it is in the config object: ['lease', 'lockDelayMs']. */
+  readonly path: readonly string[];
+}
+
+/** All settings, in the order of the schema. */
+export const SETTINGS: readonly Setting[] = settingsOf(configSchema, []);
+
+function settingsOf(schema: z.ZodType, path: readonly string[]): Setting[] {
+  if (schema instanceof z.ZodObject) {
+    return Object.entries(schema.shape as Record<string, z.ZodType>).flatMap(([name, inner]) =>
+      settingsOf(inner, [...path, name]),
+    );
+  }
+  const about = registry.get(schema);
+  if (!about) throw new Error(`${path.join('.')} is no setting`);
+  const key = path.map(keyOf).join('.');
+  return [{ ...about, key, path, env: `KITEFS_${key.replaceAll(/[.-]/g, '_').toUpperCase()}` }];
+}
+
+const keyOf = (property: string): string =>
+  property.replace(/(Ms|Bytes)$/, '').replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);

@@ -1,0 +1,18 @@
+import type { NodeStatus } from '../observability/node-status.js';
+
+/** What the admin server asks of a node. Failures are KiteErrors: their rows say the HTTP status. */
+export interface NodeApi {
+  status(): NodeStatus;
+  /** A consistent copy of a database as one SQLite file; the source is closed when the iteration ends or is left. */
+  exportDatabase(name: string): Promise<ExportedDatabase>;
+  /**
+   * Makes the SQLite file at `path` the content of the database (created when there is none), as one
+   * transaction. Resolves with the new position `<txid>/<checksum>`. The file is the caller's to remove.
+   */
+  importDatabase(name: string, path: string): Promise<string>;
+}
+
+export interface ExportedDatabase {
+  readonly sizeBytes: number;
+  chunks(): AsyncIterable<Buffer>;
+}

@@ -1,0 +1,112 @@
+import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client';
+import type { NodeStatus } from './node-status.js';
+
+/**
+ * All metrics of a node. Gauges are read from the status when Prometheus asks; counters and histograms
+ * are moved by the part that sees the thing happen.
+ */
+export class Metrics {
+  readonly registry = new Registry();
+
+  readonly commits = this.#counter('kitefs_db_commit_count', 'Transactions captured on this node.', ['db']);
+  readonly commitBytes = this.#counter('kitefs_db_commit_bytes', 'Bytes of LTX made from them.', ['db']);
+  readonly applied = this.#counter('kitefs_db_apply_count', 'Transactions applied from the primary.', ['db']);
+  readonly applySeconds = new Histogram({
+    name: 'kitefs_apply_seconds',
+    help: 'Time to apply one log file.',
+    buckets: [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5],
+    registers: [this.registry],
+  });
+  readonly snapshots = this.#counter('kitefs_snapshot_count', 'Whole databases sent or received.', [
+    'direction',
+  ]);
+  readonly compensated = this.#counter(
+    'kitefs_compensated_count',
+    'Transactions that undo what a dead writer had appended and nobody saw.',
+    ['db'],
+  );
+  readonly lostTransactions = this.#counter(
+    'kitefs_lost_transaction_count',
+    'Transactions of this node that the cluster does not have; kept in lost+found.',
+    ['db'],
+  );
+  readonly events = this.#counter('kitefs_event_count', 'Events of the node by kind.', ['kind']);
+  readonly applierRestarts = this.#counter(
+    'kitefs_applier_restart_count',
+    'Times the applier was started again.',
+    [],
+  );
+
+  constructor(status: () => NodeStatus) {
+    collectDefaultMetrics({ register: this.registry });
+    for (const [name, help, read] of NODE_GAUGES) {
+      this.#gauge(name, help, [], (gauge) => gauge.set(read(status())));
+    }
+    for (const [name, help, read] of DATABASE_GAUGES) {
+      this.#gauge(name, help, ['db'], (gauge) => {
+        // A dropped database must not live on with its last value.
+        gauge.reset();
+        for (const database of status().databases) gauge.set({ db: database.name }, read(database));
+      });
+    }
+  }
+
+  #counter(name: string, help: string, labelNames: readonly string[]): Counter {
+    return new Counter({ name, help, labelNames: [...labelNames], registers: [this.registry] });
+  }
+
+  #gauge(name: string, help: string, labelNames: readonly string[], collect: (gauge: Gauge) => void): void {
+    const gauge: Gauge = new Gauge({
+      name,
+      help,
+      labelNames: [...labelNames],
+      registers: [this.registry],
+      collect: () => collect(gauge),
+    });
+  }
+}
+
+type DatabaseStatus = NodeStatus['databases'][number];
+
+const NODE_GAUGES: readonly (readonly [string, string, (status: NodeStatus) => number])[] = [
+  ['kitefs_is_primary', '1 on the primary.', ({ role }) => Number(role === 'primary')],
+  [
+    'kitefs_ready',
+    '1 when the mount serves and the databases have been caught up.',
+    ({ ready }) => Number(ready),
+  ],
+  ['kitefs_epoch', 'Grows with every change of primary.', ({ epoch }) => Number(epoch)],
+  [
+    'kitefs_lease_remaining_seconds',
+    'How long the primary may write without a renewal; 0 elsewhere.',
+    ({ leaseRemainingMs }) => (leaseRemainingMs ?? 0) / 1000,
+  ],
+  ['kitefs_db_count', 'Databases on this node.', ({ databases }) => databases.length],
+  [
+    'kitefs_subscriber_count',
+    'Replicas whose stream is connected to this node.',
+    ({ members }) => members.filter(({ connected }) => connected).length,
+  ],
+];
+
+const txidOf = (position: string): number => Number.parseInt(position.slice(0, 16), 16);
+
+const DATABASE_GAUGES: readonly (readonly [string, string, (database: DatabaseStatus) => number])[] = [
+  ['kitefs_db_txid', 'Last transaction in the log of this node.', ({ position }) => txidOf(position)],
+  [
+    'kitefs_db_applied_txid',
+    'Last transaction that readers see.',
+    (database) => txidOf(database.appliedPosition),
+  ],
+  ['kitefs_db_lag_transactions', 'Transactions behind the primary.', (database) => database.lagTransactions],
+  [
+    'kitefs_db_lag_seconds',
+    'How old the data can be at most; -1 before anything was heard from a primary.',
+    ({ maxAgeMs }) => (maxAgeMs === undefined ? -1 : maxAgeMs / 1000),
+  ],
+  ['kitefs_db_size_bytes', 'Size of the database.', ({ sizeBytes }) => sizeBytes],
+  ['kitefs_db_wal_bytes', 'Size of its write-ahead log.', ({ walBytes }) => walBytes],
+  ['kitefs_db_ltx_count', 'Files in its transaction log.', ({ logFiles }) => logFiles],
+  ['kitefs_db_ltx_bytes', 'Size of its transaction log.', ({ logBytes }) => logBytes],
+  ['kitefs_db_error', '1 when the database does not serve.', ({ error }) => Number(error !== undefined)],
+];

@@ -1,0 +1,75 @@
+/**
+ * What a node says of itself: GET /status, `kitefs status`, `.kitefs/status.json` in the mount. Plain
+ * JSON: TXIDs and checksums as in `-pos` files, epochs as decimal strings, times in milliseconds.
+ */
+export interface NodeStatus {
+  readonly version: string;
+  readonly nodeId: string;
+  readonly clusterId: string;
+  readonly role: NodeRole;
+  /** The mount serves, and on a replica every database has been caught up once. */
+  readonly ready: boolean;
+  readonly candidate: boolean;
+  readonly region: string;
+  /** Decimal. */
+  readonly epoch: string;
+  /** undefined: no primary is known. */
+  readonly primary: PrimaryStatus | undefined;
+  /** How long this node may still write without a renewal of the lease; undefined unless it is primary. */
+  readonly leaseRemainingMs: number | undefined;
+  readonly mount: { readonly dir: string; readonly driver: string };
+  readonly dataDir: string;
+  readonly databases: readonly DatabaseStatus[];
+  /** Files in the mount that are no database and stay on this node (`fuse.other-files: local`). */
+  readonly otherFiles: readonly string[];
+  readonly members: readonly MemberStatus[];
+  /** The most recent ones, oldest first. */
+  readonly events: readonly NodeEvent[];
+}
+
+export type NodeRole = 'starting' | 'replica' | 'primary' | 'fenced' | 'stopping';
+
+export interface PrimaryStatus {
+  readonly nodeId: string;
+  readonly advertiseUrl: string;
+  readonly peerAddress: string;
+}
+
+export interface DatabaseStatus {
+  readonly name: string;
+  /** `<txid>/<checksum>`: end of the log of this node. */
+  readonly position: string;
+  /** What readers of this node see; on the primary the same as `position`. */
+  readonly appliedPosition: string;
+  /** Transactions between the primary's position as last heard of and `appliedPosition`. */
+  readonly lagTransactions: number;
+  /** How old the data can be at most; 0 on the primary; undefined: nothing heard from a primary yet. */
+  readonly maxAgeMs: number | undefined;
+  readonly sizeBytes: number;
+  readonly logFiles: number;
+  readonly logBytes: number;
+  readonly walBytes: number;
+  /** Why this database does not serve, or undefined. */
+  readonly error: string | undefined;
+}
+
+export interface MemberStatus {
+  readonly nodeId: string;
+  readonly advertiseUrl: string;
+  readonly peerAddress: string;
+  readonly candidate: boolean;
+  readonly region: string;
+  readonly priority: number;
+  /** Whether its stream is connected to this node now (known on the primary only). */
+  readonly connected: boolean;
+}
+
+/** Something that a person may want to know of later: a change of role, a loss, a refusal. */
+export interface NodeEvent {
+  /** ISO 8601, UTC. */
+  readonly time: string;
+  /** kebab-case: `primary`, `fenced`, `lost-transactions`… */
+  readonly kind: string;
+  readonly message: string;
+  readonly database?: string;
+}
