@@ -30,6 +30,26 @@ const row = (action: string, at: Partial<Omit<ErrorRow, 'action'>> = {}): ErrorR
 export const ERRORS = {
   ERR_INTERNAL: row('This is a bug in KiteFS: report it with the log.'),
 
+  ERR_APPLIER_DIVERGED: row('The node gets the database from the primary again by itself.', {
+    retry: true,
+    http: 503,
+    grpc: 9,
+  }),
+  ERR_APPLIER_IMPORT: row('Give a whole SQLite database file (`sqlite3 FILE "PRAGMA integrity_check"`).', {
+    http: 422,
+    grpc: 3,
+  }),
+  ERR_APPLIER_IO: row('Check space and health of data.dir, and that the mount answers.', {
+    retry: true,
+    grpc: 14,
+  }),
+  ERR_APPLIER_LOCKED: row('End the process that holds the lock, or try again.', {
+    retry: true,
+    http: 503,
+    grpc: 14,
+  }),
+  ERR_APPLIER_RESTARTED: row('Nothing: the call is made again.', { retry: true, http: 503, grpc: 14 }),
+
   ERR_CAPTURE_COPY: row('Try again when the database is written to less.', {
     retry: true,
     http: 503,

@@ -1,0 +1,74 @@
+import type { ErrorCode } from '../errors.js';
+import type { EpochPosition, LogFile } from '../store/types.js';
+
+/** Who holds a lock that the applier waits for (from /proc/locks). */
+export interface LockHolder {
+  readonly pid: number;
+  /** Its command line, shortened. */
+  readonly command: string;
+}
+
+/** A database on a replica: what its readers see. */
+export interface AppliedDatabase {
+  readonly position: EpochPosition;
+  readonly pageCount: number;
+  /** Bytes; 0 when there is no database yet. */
+  readonly pageSize: number;
+}
+
+export type JournalMode = 'wal' | 'delete';
+
+/** Calls of the main process: name → [arguments, result]. */
+export interface ApplierCalls {
+  open: [{ name: string }, AppliedDatabase];
+  apply: [{ name: string; files: readonly LogFile[] }, AppliedDatabase];
+  close: [{ name: string }, EpochPosition | undefined];
+  closeAll: [Record<string, never>, void];
+  recover: [{ name: string }, void];
+  makeJournalMode: [{ name: string; mode: JournalMode }, JournalMode];
+  lock: [{ names: readonly string[]; timeoutMs: number }, void];
+  unlock: [Record<string, never>, void];
+  export: [{ name: string; path: string }, void];
+  import: [{ name: string; path: string }, void];
+  drop: [{ name: string }, void];
+}
+
+export type ApplierCall = {
+  [K in keyof ApplierCalls]: { readonly id: number; readonly op: K; readonly args: ApplierCalls[K][0] };
+}[keyof ApplierCalls];
+
+/** What main sends: a call, or its answer to `arm`. */
+export type ToApplier = ApplierCall | { readonly armed: number };
+
+/** Something that happened, not asked for. */
+export type ApplierEvent =
+  /** Readers now see `database.position`. Positions between two of these were passed in one transaction. */
+  | {
+      readonly kind: 'applied';
+      readonly name: string;
+      readonly database: AppliedDatabase;
+      readonly walBytes: number;
+    }
+  /** The write lock was not had within 5 s; said again every 5 s while it lasts. It is tried on. */
+  | {
+      readonly kind: 'blocked';
+      readonly name: string;
+      readonly waitedMs: number;
+      readonly holder: LockHolder | undefined;
+    }
+  /** A checkpoint ended: all of the WAL is in `database`, or readers were in the way. */
+  | {
+      readonly kind: 'checkpoint';
+      readonly name: string;
+      readonly walBytes: number;
+      readonly complete: boolean;
+    };
+
+export type FromApplier =
+  | { readonly kind: 'ready' }
+  | { readonly kind: 'alive' }
+  | { readonly kind: 'result'; readonly id: number; readonly value: unknown }
+  | { readonly kind: 'error'; readonly id: number; readonly code: ErrorCode; readonly message: string }
+  /** Main has to tell the mount that the next opens of these names (in the mount) are the applier's. */
+  | { readonly kind: 'arm'; readonly id: number; readonly names: readonly string[] }
+  | { readonly kind: 'event'; readonly event: ApplierEvent };
