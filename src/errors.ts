@@ -126,6 +126,55 @@ export const ERRORS = {
     http: 400,
     grpc: 3,
   }),
+
+  ERR_REPLICATION_CLUSTER: row(
+    'The node belongs to another cluster: correct its peer addresses, or give it an empty data.dir.',
+    { http: 409, grpc: 9 },
+  ),
+  ERR_REPLICATION_DISCONNECTED: row('Nothing: the node connects again by itself.', {
+    retry: true,
+    http: 503,
+    grpc: 14,
+  }),
+  ERR_REPLICATION_EPOCH: row('Nothing: the node with the lower epoch steps down and follows.', {
+    retry: true,
+    http: 409,
+    grpc: 9,
+  }),
+  ERR_REPLICATION_INSECURE: row('Set peer.secret, or listen on 127.0.0.1.', { exit: 2, grpc: 9 }),
+  ERR_REPLICATION_LISTEN: row('Choose another peer.addr, or end what listens there.', { exit: 2 }),
+  ERR_REPLICATION_MESSAGE: row(
+    'Run the same version of KiteFS on both nodes; else report it with both logs.',
+    {
+      http: 400,
+      grpc: 3,
+    },
+  ),
+  ERR_REPLICATION_MESSAGE_SIZE: row('Run the same version of KiteFS on both nodes.', { http: 413, grpc: 8 }),
+  ERR_REPLICATION_NODE_ID: row('Give one of the two nodes a data.dir of its own.', { http: 409, grpc: 6 }),
+  ERR_REPLICATION_NOT_PRIMARY: row('Nothing: the node looks for the primary by itself.', {
+    retry: true,
+    http: 421,
+    grpc: 9,
+  }),
+  ERR_REPLICATION_ORDER: row('Nothing: the database is fetched anew from where the log ends.', {
+    retry: true,
+    http: 409,
+    grpc: 11,
+  }),
+  ERR_REPLICATION_SECRET: row('Set the same peer.secret on all nodes.', { http: 401, grpc: 16 }),
+  ERR_REPLICATION_SECRET_WEAK: row('Take one from `openssl rand -hex 32`.', { exit: 2 }),
+  ERR_REPLICATION_SILENT: row('Check the network between the nodes, and their load.', {
+    retry: true,
+    http: 503,
+    grpc: 14,
+  }),
+  ERR_REPLICATION_UNREACHABLE: row('Check that the primary runs and that its peer.addr can be reached.', {
+    retry: true,
+    http: 503,
+    grpc: 14,
+  }),
+  ERR_REPLICATION_VERSION: row('Run the same version of KiteFS on all nodes.', { http: 426, grpc: 12 }),
 } as const satisfies Record<string, ErrorRow>;
 
 export type ErrorCode = keyof typeof ERRORS;
