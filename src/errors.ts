@@ -175,6 +175,24 @@ export const ERRORS = {
     grpc: 14,
   }),
   ERR_REPLICATION_VERSION: row('Run the same version of KiteFS on all nodes.', { http: 426, grpc: 12 }),
+
+  ERR_STORE_DAMAGED: row('Restore this file of the data directory, or start with an empty data.dir.'),
+  ERR_STORE_FULL: row('Free space on the disk of data.dir.', { retry: true, http: 507, grpc: 8 }),
+  ERR_STORE_LOCKED: row('End the other process, or give each node a data.dir of its own.', { exit: 2 }),
+  ERR_STORE_LOG_DAMAGED: row(
+    'Move the file named out of the way and get the database from a peer or a backup.',
+    { http: 503, grpc: 15 },
+  ),
+  ERR_STORE_LOG_ORDER: row('The node gets the database from the primary again by itself.', { grpc: 9 }),
+  ERR_STORE_NAME: row(
+    'Use a path without `.`, `..` or empty parts, of at most 240 bytes when URL-encoded, that does not end as SQLite ends its own files.',
+    { http: 400, grpc: 3 },
+  ),
+  ERR_STORE_OTHER_CLUSTER: row('Use the data.dir or the lease of one cluster only.', {
+    exit: 2,
+    http: 409,
+    grpc: 9,
+  }),
 } as const satisfies Record<string, ErrorRow>;
 
 export type ErrorCode = keyof typeof ERRORS;
