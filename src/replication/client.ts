@@ -1,7 +1,9 @@
-import type { KiteError } from '../errors.js';
-import type { LeaseHolder } from '../lease/types.js';
-import type { DatabaseFreshness } from './freshness.js';
-import type { ReplicationStore } from './store.js';
+import { KiteError } from '../errors.js';
+import { monotonicMs } from '../util/clock.js';
+import { type DatabaseFreshness, Freshness } from './freshness.js';
+import { checkSecret } from './peer-secret.js';
+import { PrimarySession } from './primary-session.js';
+import type { PrimaryHint, ReplicationStore } from './store.js';
 
 export interface ReplicationClientOptions {
   /** host:port of the primary's peer server. */
@@ -22,7 +24,7 @@ export type ReplicationClientEvent =
       readonly kind: 'disconnected';
       readonly error: KiteError;
       readonly retryMs: number;
-      readonly primary: LeaseHolder | undefined;
+      readonly primary: PrimaryHint | undefined;
     }
   | {
       readonly kind: 'database-failed';
@@ -37,21 +39,94 @@ export interface ReplicationClientStatus {
   readonly lastError: KiteError | undefined;
 }
 
+const FIRST_RETRY_MS = 50;
+const RETRY_MS_MAX = 2000;
+/** A stream that lasted this long was a good one: the next pause is the shortest again. */
+const GOOD_STREAM_MS = 1000;
+
 /** Follows the primary: connects, again and again, until stopped. */
 export class ReplicationClient {
-  /** Begins to connect and returns at once. Throws ERR_REPLICATION_SECRET for a weak secret. */
+  readonly #options: ReplicationClientOptions;
+  readonly #freshness = new Freshness();
+  readonly #unsubscribe: () => void;
+  #session: PrimarySession | undefined;
+  #primaryNodeId: string | undefined;
+  #lastError: KiteError | undefined;
+  #connectedAtMs: number | undefined;
+  #failures = 0;
+  #retry: NodeJS.Timeout | undefined;
+  #stopped = false;
+  #onSessionEnd: (() => void) | undefined;
+
+  /** Begins to connect and returns at once. Throws ERR_REPLICATION_SECRET_WEAK for a weak secret. */
   static start(options: ReplicationClientOptions): ReplicationClient {
-    throw new Error(`not yet: ${options.primaryAddress}`);
+    checkSecret(options.secret);
+    return new ReplicationClient(options);
   }
+
+  private constructor(options: ReplicationClientOptions) {
+    this.#options = options;
+    const { store } = options;
+    this.#unsubscribe = store.subscribe((change) => {
+      if (change.kind === 'applied') this.#applied(change.name);
+    });
+    for (const name of store.databases()) this.#applied(name);
+    this.#connect();
+  }
+
   status(): ReplicationClientStatus {
-    throw new Error('not yet');
+    const connected = this.#session?.streaming ?? false;
+    return { connected, primaryNodeId: this.#primaryNodeId, lastError: this.#lastError };
   }
+
   /** Freshness of one database of this replica; undefined when it is not here. Kept while disconnected: the age grows. */
   freshness(name: string): DatabaseFreshness | undefined {
-    throw new Error(`not yet ${name}`);
+    return this.#freshness.report(name, monotonicMs());
   }
+
   /** Ends the stream; files on their way in are given up without a trace. */
-  stop(): Promise<void> {
-    throw new Error('not yet');
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    clearTimeout(this.#retry);
+    this.#unsubscribe();
+    const session = this.#session;
+    if (session === undefined) return;
+    await new Promise<void>((resolve) => {
+      this.#onSessionEnd = resolve;
+      session.end(new KiteError('ERR_REPLICATION_DISCONNECTED', 'This node stops following'));
+    });
+  }
+
+  #applied(name: string): void {
+    const position = this.#options.store.appliedPosition(name);
+    if (position !== undefined) this.#freshness.applied(name, position);
+  }
+
+  #connect(): void {
+    this.#connectedAtMs = undefined;
+    this.#session = new PrimarySession({
+      options: this.#options,
+      freshness: this.#freshness,
+      connected: (primaryNodeId, epoch) => {
+        this.#primaryNodeId = primaryNodeId;
+        this.#connectedAtMs = monotonicMs();
+        this.#options.onEvent?.({ kind: 'connected', primaryNodeId, epoch });
+      },
+      ended: (error, primary) => this.#ended(error, primary),
+    });
+  }
+
+  #ended(error: KiteError, primary: PrimaryHint | undefined): void {
+    this.#session = undefined;
+    this.#onSessionEnd?.();
+    if (this.#stopped) return;
+    this.#lastError = error;
+    const lastedMs = this.#connectedAtMs === undefined ? 0 : monotonicMs() - this.#connectedAtMs;
+    if (lastedMs > GOOD_STREAM_MS) this.#failures = 0;
+    const pauseMs = Math.min(RETRY_MS_MAX, FIRST_RETRY_MS * 1.6 ** this.#failures++);
+    // Jitter, so that the replicas of a primary that comes back do not all knock at once.
+    const retryMs = pauseMs * (0.8 + 0.4 * Math.random());
+    this.#retry = setTimeout(() => this.#connect(), retryMs);
+    this.#options.onEvent?.({ kind: 'disconnected', error, retryMs, primary });
   }
 }

@@ -1,11 +1,21 @@
-import type { LeaseHolder } from '../lease/types.js';
+import { isIPv4 } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
+
+import { Server, ServerCredentials } from '@grpc/grpc-js';
+
+import { KiteError } from '../errors.js';
 import type { EpochPosition } from '../store/types.js';
-import type { ReplicationStore } from './store.js';
+import { monotonicMs } from '../util/clock.js';
+import type { ReplicationHandlers } from './generated/kitefs/v1/Replication.js';
+import { checkSecret } from './peer-secret.js';
+import { ReplicaSession } from './replica-session.js';
+import type { PrimaryHint, ReplicationStore } from './store.js';
+import { CHANNEL_OPTIONS, Replication } from './wire.js';
 
 /** What this node is right now. Asked before every message, so it must be cheap. */
 export type PrimaryRole =
   | { readonly primary: true; readonly epoch: bigint; readonly leaseValid: boolean }
-  | { readonly primary: false; readonly holder: LeaseHolder | undefined };
+  | { readonly primary: false; readonly holder: PrimaryHint | undefined };
 
 export interface ReplicationServerOptions {
   /** host:port to listen on; port 0 takes a free one. Not loopback: a secret is needed. */
@@ -61,23 +71,116 @@ export interface ReplicaStatus {
 
 /** Streams the log of the primary to its replicas: one gRPC stream per replica, all databases inside it. */
 export class ReplicationServer {
-  /** Rejects with ERR_REPLICATION_INSECURE, ERR_REPLICATION_SECRET or ERR_REPLICATION_LISTEN. */
-  static start(options: ReplicationServerOptions): Promise<ReplicationServer> {
-    throw new Error(`not yet: ${options.address}`);
+  readonly #options: ReplicationServerOptions;
+  readonly #server = new Server(CHANNEL_OPTIONS);
+  /** Every open stream, proved or not. */
+  readonly #sessions = new Set<ReplicaSession>();
+  #port = 0;
+  #stopped: Promise<void> | undefined;
+
+  /** Rejects with ERR_REPLICATION_INSECURE, ERR_REPLICATION_SECRET_WEAK or ERR_REPLICATION_LISTEN. */
+  static async start(options: ReplicationServerOptions): Promise<ReplicationServer> {
+    checkSecret(options.secret);
+    if (options.secret === undefined && !isLoopback(options.address)) {
+      throw new KiteError(
+        'ERR_REPLICATION_INSECURE',
+        `Without a secret peers listen on loopback only, and ${options.address} is not`,
+      );
+    }
+    const server = new ReplicationServer(options);
+    await server.#listen();
+    return server;
   }
+
+  private constructor(options: ReplicationServerOptions) {
+    this.#options = options;
+    const host = {
+      options,
+      started: (session: ReplicaSession) => this.#started(session),
+      ended: (session: ReplicaSession, error: KiteError | undefined) => this.#ended(session, error),
+    };
+    const handlers: ReplicationHandlers = {
+      Replicate: (call) => {
+        const session = new ReplicaSession(call, host);
+        if (this.#stopped === undefined) this.#sessions.add(session);
+        else session.end();
+      },
+    };
+    this.#server.addService(Replication.service, handlers);
+  }
+
   /** Port that it listens on. */
   get port(): number {
-    throw new Error('not yet');
+    return this.#port;
   }
+
+  /** Replicas that are connected now. */
   replicas(): readonly ReplicaStatus[] {
-    throw new Error('not yet');
+    return [...this.#sessions].filter((session) => session.streaming).map((session) => session.status());
   }
+
   /** This node became or ceased to be primary: streams of the former role end at once. */
   roleChanged(): void {
-    throw new Error('not yet');
+    for (const session of this.#sessions) {
+      session.end(new KiteError('ERR_REPLICATION_NOT_PRIMARY', 'The primary has changed'));
+    }
   }
+
   /** Lets connected replicas catch up for at most `drainMs` (default 1000), says goodbye, then ends by force. */
-  stop(options?: { drainMs?: number }): Promise<void> {
-    throw new Error(`not yet ${options}`);
+  stop({ drainMs = 1000 }: { drainMs?: number } = {}): Promise<void> {
+    this.#stopped ??= this.#stop(drainMs);
+    return this.#stopped;
   }
+
+  async #stop(drainMs: number): Promise<void> {
+    const deadlineMs = monotonicMs() + drainMs;
+    while ([...this.#sessions].some((session) => !session.caughtUp) && monotonicMs() < deadlineMs) {
+      await sleep(10);
+    }
+    for (const session of this.#sessions) session.end();
+    // tryShutdown waits for streams for ever, and one of a peer that does not read never ends.
+    await Promise.race([new Promise((resolve) => this.#server.tryShutdown(resolve)), sleep(200)]);
+    this.#server.forceShutdown();
+  }
+
+  #listen(): Promise<void> {
+    const { address } = this.#options;
+    return new Promise((resolve, reject) => {
+      this.#server.bindAsync(address, ServerCredentials.createInsecure(), (cause, port) => {
+        if (cause !== null) {
+          const text = `Cannot listen for peers on ${address}: ${cause.message}`;
+          reject(new KiteError('ERR_REPLICATION_LISTEN', text, { cause }));
+          return;
+        }
+        this.#port = port;
+        resolve();
+      });
+    });
+  }
+
+  #started(session: ReplicaSession): void {
+    for (const other of this.#sessions) {
+      // The replica knows better than our heartbeat that its former stream is dead.
+      if (other !== session && other.streaming && other.nodeId === session.nodeId) {
+        other.end(new KiteError('ERR_REPLICATION_DISCONNECTED', 'The replica has connected anew'));
+      }
+    }
+    this.#options.onEvent?.({ kind: 'connected', nodeId: session.nodeId });
+  }
+
+  #ended(session: ReplicaSession, error: KiteError | undefined): void {
+    const wasStreaming = this.#sessions.delete(session) && session.wasStreaming;
+    const reason = error?.message ?? 'The stream has ended';
+    this.#options.onEvent?.(
+      wasStreaming
+        ? { kind: 'disconnected', nodeId: session.nodeId, reason }
+        : { kind: 'refused', peer: session.peer, reason },
+    );
+  }
+}
+
+/** Whether only this machine can reach an address `host:port`. */
+function isLoopback(address: string): boolean {
+  const host = address.slice(0, address.lastIndexOf(':')).replace(/^\[(.*)\]$/, '$1');
+  return host === 'localhost' || host === '::1' || (isIPv4(host) && host.startsWith('127.'));
 }

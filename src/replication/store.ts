@@ -1,3 +1,4 @@
+import type { LeaseHolder } from '../lease/types.js';
 import type { EpochPosition, LogFile } from '../store/types.js';
 
 /**
@@ -5,6 +6,9 @@ import type { EpochPosition, LogFile } from '../store/types.js';
  * The server side (primary) reads; the client side (replica) writes. Replication itself touches no
  * file of the data directory except through this.
  */
+
+/** Who is primary, as a node that is not says to a replica that knocks. */
+export type PrimaryHint = Pick<LeaseHolder, 'nodeId' | 'advertiseUrl' | 'peerAddress'>;
 
 /** Something that changed on this node, in the order in which it happened. */
 export type StoreChange =
@@ -14,7 +18,7 @@ export type StoreChange =
   /** Readers of this node now see `appliedPosition(name)`. Needed on replicas only. */
   | { readonly kind: 'applied'; readonly name: string };
 
-/** A whole database at one position, as a snapshot LTX (min TXID 1), read in pieces. */
+/** A whole database at one position, as a snapshot LTX (min TXID 1) of exactly `file.sizeBytes`, read in pieces. */
 export interface SnapshotSource {
   readonly file: Omit<LogFile, 'path'>;
   /** Pieces of at most 256 KiB; the source is closed when the iteration ends or is left. */

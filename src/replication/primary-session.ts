@@ -1,0 +1,336 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+
+import { credentials, status, type ClientDuplexStream, type ServiceError } from '@grpc/grpc-js';
+
+import { ERRORS, type ErrorCode, KiteError, toKiteError } from '../errors.js';
+import { monotonicMs } from '../util/clock.js';
+import type { ReplicationClientOptions } from './client.js';
+import { DatabaseReceiver, type ReceiverStream } from './database-receiver.js';
+import type { Freshness } from './freshness.js';
+import type { Challenge__Output } from './generated/kitefs/v1/Challenge.js';
+import type { Envelope, Envelope__Output } from './generated/kitefs/v1/Envelope.js';
+import type { ProbeAnswer__Output } from './generated/kitefs/v1/ProbeAnswer.js';
+import type { Refusal__Output } from './generated/kitefs/v1/Refusal.js';
+import type { ToPrimary } from './generated/kitefs/v1/ToPrimary.js';
+import type { ToReplica__Output } from './generated/kitefs/v1/ToReplica.js';
+import { EnvelopeMac, makeNonce } from './peer-secret.js';
+import type { PrimaryHint } from './store.js';
+import {
+  CHANNEL_OPTIONS,
+  DEFAULT_HEARTBEAT_MS,
+  DEFAULT_SILENCE_MS,
+  PROTOCOL,
+  Replication,
+  checkedName,
+  decodeToReplica,
+  encodeToPrimary,
+  fromWirePosition,
+  toWirePosition,
+} from './wire.js';
+
+/** Longest wait for the primary's answer to a goodbye. */
+const GOODBYE_MS = 200;
+
+/** What a session tells its client. */
+export interface PrimarySessionHost {
+  readonly options: ReplicationClientOptions;
+  readonly freshness: Freshness;
+  connected(primaryNodeId: string, epoch: bigint): void;
+  /** Called once, when nothing of this session uses the store any more. */
+  ended(error: KiteError, primary: PrimaryHint | undefined): void;
+}
+
+/** One stream to the primary, seen from the replica. */
+export class PrimarySession implements ReceiverStream {
+  readonly #host: PrimarySessionHost;
+  readonly #client: InstanceType<typeof Replication>;
+  readonly #call: ClientDuplexStream<Envelope, Envelope__Output>;
+  /** The gRPC call has ended on both sides. */
+  readonly #over: Promise<unknown>;
+  readonly #receivers = new Map<string, DatabaseReceiver>();
+  readonly #unacknowledged = new Set<DatabaseReceiver>();
+  readonly #nonce = makeNonce();
+  readonly #heartbeat: NodeJS.Timeout;
+  readonly #silentBeatsMax: number;
+  #state: 'hello' | 'streaming' | 'ended' = 'hello';
+  #epoch = 0n;
+  #macUp: EnvelopeMac | undefined;
+  #macDown: EnvelopeMac | undefined;
+  #silentBeats = 0;
+  #probeId = 0;
+  #flushing = false;
+  #unsubscribe: (() => void) | undefined;
+
+  constructor(host: PrimarySessionHost) {
+    this.#host = host;
+    const { primaryAddress, store } = host.options;
+    const { heartbeatMs = DEFAULT_HEARTBEAT_MS, silenceMs = DEFAULT_SILENCE_MS } = host.options;
+    this.#silentBeatsMax = Math.ceil(silenceMs / heartbeatMs);
+    this.#client = new Replication(primaryAddress, credentials.createInsecure(), {
+      ...CHANNEL_OPTIONS,
+      // A connection of its own, which our own backoff opens and closes.
+      'grpc.use_local_subchannel_pool': 1,
+      'grpc.enable_retries': 0,
+      // Peers are reached directly, whatever http_proxy says.
+      'grpc.enable_http_proxy': 0,
+    });
+    this.#call = this.#client.Replicate();
+    this.#heartbeat = setInterval(() => this.#beat(), heartbeatMs);
+    this.#call.on('data', (envelope: Envelope__Output) => this.#receive(envelope));
+    this.#call.on('error', (error: ServiceError) => this.end(fromServiceError(error, primaryAddress)));
+    this.#call.on('end', () => this.end(disconnected()));
+    this.#over = new Promise((resolve) => {
+      this.#call.on('status', resolve);
+    });
+    this.#call.on('drain', () => this.#flush());
+    this.#send({
+      hello: {
+        protocol: PROTOCOL,
+        clusterId: store.clusterId,
+        nodeId: store.nodeId,
+        nonce: this.#nonce,
+      },
+    });
+  }
+
+  get streaming(): boolean {
+    return this.#state === 'streaming';
+  }
+
+  /** Ends the stream; the primary hears a goodbye with our epoch. */
+  end(error: KiteError, primary?: PrimaryHint): void {
+    if (this.#state === 'ended') return;
+    if (this.#macUp !== undefined) this.#send({ goodbye: {} });
+    this.#state = 'ended';
+    clearInterval(this.#heartbeat);
+    this.#unsubscribe?.();
+    this.#call.end();
+    void this.#close(error, primary);
+  }
+
+  async #close(reason: KiteError, primary: PrimaryHint | undefined): Promise<void> {
+    for (const receiver of this.#receivers.values()) receiver.stop();
+    for (const receiver of this.#receivers.values()) await receiver.close();
+    // The primary ends the stream when it has the goodbye, which tells it our epoch; one that doesn't is cut off.
+    if (this.#macUp !== undefined) await Promise.race([this.#over, sleep(GOODBYE_MS)]);
+    this.#call.cancel();
+    this.#client.close();
+    this.#host.ended(reason, primary);
+  }
+
+  // For the receivers
+
+  get store() {
+    return this.#host.options.store;
+  }
+
+  get epoch(): bigint {
+    return this.#epoch;
+  }
+
+  changed(receiver: DatabaseReceiver): void {
+    this.#unacknowledged.add(receiver);
+    if (this.#flushing) return;
+    this.#flushing = true;
+    // At the end of this turn of the event loop: one message per database for all that has just arrived.
+    setImmediate(() => {
+      this.#flushing = false;
+      this.#flush();
+    });
+  }
+
+  failed(receiver: DatabaseReceiver, error: KiteError, retryMs: number): void {
+    const { name, attempt } = receiver;
+    this.#send({ failed: { database: name, code: error.code, text: error.message, attempt } });
+    this.#host.options.onEvent?.({ kind: 'database-failed', name, error, retryMs });
+    // Not this database's trouble: the whole stream is of the past.
+    if (error.code === 'ERR_REPLICATION_EPOCH') this.end(error);
+  }
+
+  restart(receiver: DatabaseReceiver): void {
+    const { name, attempt } = receiver;
+    this.#send({ restart: toWirePosition(name, this.store.position(name), attempt) });
+  }
+
+  dropped(name: string): void {
+    this.#host.freshness.dropped(name);
+  }
+
+  // What arrives
+
+  #receive(envelope: Envelope__Output): void {
+    if (this.#state === 'ended') return;
+    this.#silentBeats = 0;
+    try {
+      const message = decodeToReplica(envelope.body);
+      // Nothing is proved yet, and a refusal changes nothing but the pause before the next attempt.
+      if (this.#macDown === undefined && message.refusal) return this.#refused(message.refusal);
+      if (this.#state === 'hello' && message.challenge) this.#agree(message.challenge);
+      if (this.#macDown === undefined) throw unexpected(message);
+      this.#macDown.check(envelope.body, envelope.mac);
+      if (message.refusal) return this.#refused(message.refusal);
+      this.#checkEpoch(BigInt(message.epoch));
+      if (message.challenge) this.#start(message.challenge);
+      else this.#handle(message);
+    } catch (thrown) {
+      this.end(toKiteError(thrown));
+    }
+  }
+
+  #agree(challenge: Challenge__Output): void {
+    const { store, secret, primaryAddress } = this.#host.options;
+    if (challenge.protocol !== PROTOCOL) {
+      throw new KiteError(
+        'ERR_REPLICATION_VERSION',
+        `This node speaks protocol ${PROTOCOL}, ${primaryAddress} ${challenge.protocol}`,
+      );
+    }
+    if (challenge.clusterId !== store.clusterId) {
+      throw new KiteError(
+        'ERR_REPLICATION_CLUSTER',
+        `This node is of cluster ${store.clusterId}, ${primaryAddress} of ${challenge.clusterId}`,
+      );
+    }
+    if (this.#macDown !== undefined) {
+      throw new KiteError('ERR_REPLICATION_MESSAGE', 'The primary sent a second challenge');
+    }
+    const transcript = {
+      protocol: PROTOCOL,
+      clusterId: store.clusterId,
+      replicaId: store.nodeId,
+      primaryId: challenge.nodeId,
+      replicaNonce: this.#nonce,
+      primaryNonce: challenge.nonce,
+    };
+    this.#macUp = new EnvelopeMac(secret, transcript, 'up');
+    this.#macDown = new EnvelopeMac(secret, transcript, 'down');
+  }
+
+  #checkEpoch(theirs: bigint): void {
+    const ours = this.store.epoch();
+    if (theirs < ours) {
+      // The goodbye that follows tells them our epoch.
+      throw new KiteError(
+        'ERR_REPLICATION_EPOCH',
+        `${this.#host.options.primaryAddress} sends under epoch ${theirs}, this node knows ${ours}`,
+      );
+    }
+    if (theirs > ours) this.#host.options.onHigherEpoch?.(theirs);
+    if (this.streaming && theirs !== this.#epoch) {
+      throw new KiteError('ERR_REPLICATION_MESSAGE', 'The epoch changed within the stream');
+    }
+    this.#epoch = theirs;
+  }
+
+  #start(challenge: Challenge__Output): void {
+    this.#state = 'streaming';
+    this.#host.freshness.streamStarted();
+    this.#unsubscribe = this.store.subscribe((change) => {
+      if (change.kind === 'applied') this.changed(this.#receiver(change.name));
+    });
+    const positions = this.store.databases().map((name) => toWirePosition(name, this.store.position(name)));
+    this.#send({ start: { positions } });
+    this.#probe();
+    this.#host.connected(challenge.nodeId, this.#epoch);
+  }
+
+  #handle(message: ToReplica__Output): void {
+    switch (message.message) {
+      case 'files':
+        for (const file of message.files!.files) this.#receiver(file.database).file(file);
+        return;
+      case 'chunk':
+        return this.#receiver(message.chunk!.database).chunk(message.chunk!);
+      case 'databases': {
+        const theirs = new Set(message.databases!.names);
+        for (const name of this.store.databases()) {
+          if (!theirs.has(name)) this.#receiver(name).drop();
+        }
+        return;
+      }
+      case 'dropped':
+        return this.#receiver(message.dropped!.database).drop();
+      case 'failed':
+        return this.#receiver(message.failed!.database).primaryFailed(message.failed!);
+      case 'probe':
+        return this.#send({ probeAnswer: { id: message.probe!.id } });
+      case 'probeAnswer':
+        return this.#answered(message.probeAnswer!);
+      case 'goodbye':
+        return this.end(disconnected());
+      default:
+        throw unexpected(message);
+    }
+  }
+
+  #answered(answer: ProbeAnswer__Output): void {
+    const changed = answer.positions.flatMap((wire) => {
+      const at = fromWirePosition(wire);
+      return at === undefined ? [] : [[wire.database, at] as const];
+    });
+    this.#host.freshness.answered(answer.id, answer.leaseValid, changed);
+  }
+
+  #refused(refusal: Refusal__Output): void {
+    const code = refusal.code in ERRORS ? (refusal.code as ErrorCode) : 'ERR_REPLICATION_DISCONNECTED';
+    this.end(
+      new KiteError(code, `${this.#host.options.primaryAddress} refuses: ${refusal.text}`),
+      refusal.primary ?? undefined,
+    );
+  }
+
+  #receiver(name: string): DatabaseReceiver {
+    let receiver = this.#receivers.get(name);
+    if (receiver === undefined) {
+      receiver = new DatabaseReceiver(checkedName(name), this);
+      this.#receivers.set(name, receiver);
+    }
+    return receiver;
+  }
+
+  // What goes out
+
+  #beat(): void {
+    // Beats are counted, not time: a pause of this process is no silence of the peer.
+    if (++this.#silentBeats > this.#silentBeatsMax) {
+      const { primaryAddress } = this.#host.options;
+      return this.end(new KiteError('ERR_REPLICATION_SILENT', `${primaryAddress} says nothing`));
+    }
+    if (this.streaming) this.#probe();
+  }
+
+  #probe(): void {
+    this.#probeId++;
+    this.#host.freshness.probeSent(this.#probeId, monotonicMs());
+    this.#send({ probe: { id: this.#probeId } });
+  }
+
+  #flush(): void {
+    // While the primary does not read they wait here, one per database; 'drain' sends them.
+    if (this.#state === 'ended' || this.#call.writableNeedDrain) return;
+    for (const receiver of this.#unacknowledged) this.#send({ ack: receiver.acknowledgement() });
+    this.#unacknowledged.clear();
+  }
+
+  #send(message: Omit<ToPrimary, 'epoch'>): void {
+    if (this.#state === 'ended') return;
+    const body = encodeToPrimary(this.store.epoch(), message);
+    this.#call.write({ body, mac: this.#macUp?.next(body) ?? Buffer.alloc(0) });
+  }
+}
+
+const disconnected = (): KiteError =>
+  new KiteError('ERR_REPLICATION_DISCONNECTED', 'The primary has ended the stream');
+
+const unexpected = (message: ToReplica__Output): KiteError =>
+  new KiteError('ERR_REPLICATION_MESSAGE', `The primary sent ${message.message ?? 'nothing'} out of turn`);
+
+function fromServiceError(error: ServiceError, address: string): KiteError {
+  const codes: Partial<Record<status, ErrorCode>> = {
+    [status.UNAVAILABLE]: 'ERR_REPLICATION_UNREACHABLE',
+    [status.RESOURCE_EXHAUSTED]: 'ERR_REPLICATION_MESSAGE_SIZE',
+    [status.UNIMPLEMENTED]: 'ERR_REPLICATION_VERSION',
+  };
+  const code = codes[error.code] ?? 'ERR_REPLICATION_DISCONNECTED';
+  return new KiteError(code, `The stream from ${address} ended: ${error.details}`, { cause: error });
+}

@@ -1,0 +1,388 @@
+import type { ServerDuplexStream } from '@grpc/grpc-js';
+
+import { KiteError, toKiteError } from '../errors.js';
+import { monotonicMs } from '../util/clock.js';
+import { DatabaseSender, type SenderStream } from './database-sender.js';
+import type { Ack__Output } from './generated/kitefs/v1/Ack.js';
+import type { Envelope, Envelope__Output } from './generated/kitefs/v1/Envelope.js';
+import type { Hello__Output } from './generated/kitefs/v1/Hello.js';
+import type { Position__Output } from './generated/kitefs/v1/Position.js';
+import type { ToPrimary__Output } from './generated/kitefs/v1/ToPrimary.js';
+import type { ToReplica } from './generated/kitefs/v1/ToReplica.js';
+import { EnvelopeMac, makeNonce } from './peer-secret.js';
+import { Permits } from './permits.js';
+import type { Acknowledged, ReplicaStatus, ReplicationServerOptions } from './server.js';
+import type { StoreChange } from './store.js';
+import {
+  DEFAULT_HEARTBEAT_MS,
+  DEFAULT_SILENCE_MS,
+  PROTOCOL,
+  checkedName,
+  decodeToPrimary,
+  encodeToReplica,
+  fromWirePosition,
+  toWirePosition,
+} from './wire.js';
+
+/** Messages with file bytes that may wait for the socket: with 256 KiB each, 2 MiB per replica. */
+const MESSAGES_IN_FLIGHT = 8;
+/** File bytes that a replica may have taken from the socket and not yet written, all databases together. */
+const SESSION_WINDOW_BYTES = 32 * 1024 * 1024;
+/** Answers that may wait for the socket; a replica that asks and never reads gets no more. */
+const ANSWERS_IN_FLIGHT = 16;
+
+/** What a session tells its server. */
+export interface SessionHost {
+  readonly options: ReplicationServerOptions;
+  /** The replica has proved itself; a former stream of the same node ends now. */
+  started(session: ReplicaSession): void;
+  ended(session: ReplicaSession, error: KiteError | undefined): void;
+}
+
+/** One stream of one replica, seen from the primary. */
+export class ReplicaSession implements SenderStream {
+  readonly #call: ServerDuplexStream<Envelope__Output, Envelope>;
+  readonly #host: SessionHost;
+  readonly #permits = new Permits(MESSAGES_IN_FLIGHT, () => this.#inFlightBytes < SESSION_WINDOW_BYTES);
+  readonly #senders = new Map<string, DatabaseSender>();
+  readonly #acknowledged = new Map<string, Acknowledged>();
+  /** Positions as last answered, `<txid>/<checksum>` of each database: an answer holds only what changed. */
+  readonly #answered = new Map<string, string>();
+  readonly #connectedAtMs = monotonicMs();
+  readonly #heartbeat: NodeJS.Timeout;
+  readonly #silentBeatsMax: number;
+  #state: 'hello' | 'start' | 'streaming' | 'ended' = 'hello';
+  #wasStreaming = false;
+  #epoch = 0n;
+  #nodeId = '';
+  #macUp: EnvelopeMac | undefined;
+  #macDown: EnvelopeMac | undefined;
+  #silentBeats = 0;
+  /** File bytes sent that the replica has not taken yet. */
+  #inFlightBytes = 0;
+  #answersInFlight = 0;
+  #probe = { id: 0, sentAtMs: 0 };
+  #roundTripMs: number | undefined;
+  #unsubscribe: (() => void) | undefined;
+
+  constructor(call: ServerDuplexStream<Envelope__Output, Envelope>, host: SessionHost) {
+    this.#call = call;
+    this.#host = host;
+    const { heartbeatMs = DEFAULT_HEARTBEAT_MS, silenceMs = DEFAULT_SILENCE_MS } = host.options;
+    this.#silentBeatsMax = Math.ceil(silenceMs / heartbeatMs);
+    this.#heartbeat = setInterval(() => this.#beat(), heartbeatMs);
+    call.on('data', (envelope: Envelope__Output) => this.#receive(envelope));
+    call.on('end', () => this.end());
+    call.on('cancelled', () => this.end());
+    // Without a listener a reset connection would end the process.
+    call.on('error', (cause: Error) => {
+      this.end(new KiteError('ERR_REPLICATION_DISCONNECTED', cause.message, { cause }));
+    });
+  }
+
+  get nodeId(): string {
+    return this.#nodeId;
+  }
+
+  get peer(): string {
+    return this.#call.getPeer();
+  }
+
+  get streaming(): boolean {
+    return this.#state === 'streaming';
+  }
+
+  /** Whether it was streaming when it ended. */
+  get wasStreaming(): boolean {
+    return this.#wasStreaming;
+  }
+
+  get caughtUp(): boolean {
+    return [...this.#senders.values()].every((sender) => sender.caughtUp);
+  }
+
+  status(): ReplicaStatus {
+    return {
+      nodeId: this.#nodeId,
+      peer: this.peer,
+      connectedMs: monotonicMs() - this.#connectedAtMs,
+      roundTripMs: this.#roundTripMs,
+      databases: this.#acknowledged,
+    };
+  }
+
+  /** Ends the stream; the replica is told why. */
+  end(error?: KiteError): void {
+    if (this.#state === 'ended') return;
+    this.#control(error === undefined ? { goodbye: {} } : { refusal: this.#refusal(error) });
+    this.#wasStreaming = this.streaming;
+    this.#state = 'ended';
+    clearInterval(this.#heartbeat);
+    this.#unsubscribe?.();
+    // Senders first: a sender that is refused a permit must know that it is over.
+    for (const sender of this.#senders.values()) sender.close();
+    this.#permits.close();
+    this.#call.end();
+    this.#host.ended(this, error);
+  }
+
+  // For the senders
+
+  get store() {
+    return this.#host.options.store;
+  }
+
+  get durable(): boolean {
+    return this.#host.options.durable ?? false;
+  }
+
+  acquire(): boolean | Promise<boolean> {
+    return this.#permits.acquire();
+  }
+
+  release(): void {
+    this.#permits.release();
+  }
+
+  writeBytes(message: Omit<ToReplica, 'epoch'>, sizeBytes: number): void {
+    // Asked before every message: once another node may be primary, nothing more may come from here.
+    const role = this.#host.options.role();
+    if (!role.primary || role.epoch !== this.#epoch) {
+      this.#permits.release();
+      return this.end(notPrimary());
+    }
+    this.#inFlightBytes += sizeBytes;
+    this.#write(message, () => this.#permits.release());
+  }
+
+  failed(name: string, error: KiteError, attempt: number): void {
+    this.#control({ failed: { database: name, code: error.code, text: error.message, attempt } });
+    this.#databaseFailed(name, error.message);
+  }
+
+  // What arrives
+
+  #receive(envelope: Envelope__Output): void {
+    if (this.#state === 'ended') return;
+    this.#silentBeats = 0;
+    try {
+      if (this.#state === 'hello') return this.#hello(decodeToPrimary(envelope.body));
+      // The first envelope that passes is the replica's proof.
+      this.#macUp?.check(envelope.body, envelope.mac);
+      const message = decodeToPrimary(envelope.body);
+      this.#checkEpoch(message);
+      if (this.#state === 'start') this.#start(message);
+      else this.#handle(message);
+    } catch (thrown) {
+      this.end(toKiteError(thrown));
+    }
+  }
+
+  #hello(message: ToPrimary__Output): void {
+    const hello = message.hello;
+    if (!hello) throw unexpected(message);
+    this.#checkHello(hello);
+    this.#nodeId = hello.nodeId;
+    const { store, secret, role } = this.#host.options;
+    const nonce = makeNonce();
+    const transcript = {
+      protocol: PROTOCOL,
+      clusterId: store.clusterId,
+      replicaId: hello.nodeId,
+      primaryId: store.nodeId,
+      replicaNonce: hello.nonce,
+      primaryNonce: nonce,
+    };
+    this.#macUp = new EnvelopeMac(secret, transcript, 'up');
+    this.#macDown = new EnvelopeMac(secret, transcript, 'down');
+    const now = role();
+    this.#epoch = now.primary ? now.epoch : store.epoch();
+    this.#state = 'start';
+    this.#control({
+      challenge: { protocol: PROTOCOL, clusterId: store.clusterId, nodeId: store.nodeId, nonce },
+    });
+  }
+
+  #checkHello(hello: Hello__Output): void {
+    const { store } = this.#host.options;
+    if (hello.protocol !== PROTOCOL) {
+      throw new KiteError(
+        'ERR_REPLICATION_VERSION',
+        `Node ${store.nodeId} speaks protocol ${PROTOCOL}, the replica ${hello.protocol}`,
+      );
+    }
+    if (hello.clusterId !== store.clusterId) {
+      throw new KiteError(
+        'ERR_REPLICATION_CLUSTER',
+        `Node ${store.nodeId} is of cluster ${store.clusterId}, the replica of ${hello.clusterId}`,
+      );
+    }
+    if (hello.nodeId === store.nodeId) {
+      throw new KiteError('ERR_REPLICATION_NODE_ID', `Two nodes have the id ${store.nodeId}`);
+    }
+  }
+
+  #checkEpoch(message: ToPrimary__Output): void {
+    const theirs = BigInt(message.epoch);
+    if (theirs <= this.#epoch) return;
+    // Somebody else became primary: whatever this node would send is of the past.
+    this.#host.options.onHigherEpoch?.(theirs);
+    throw new KiteError(
+      'ERR_REPLICATION_EPOCH',
+      `Node ${this.store.nodeId} is at epoch ${this.#epoch}, the replica knows ${theirs}`,
+    );
+  }
+
+  #start(message: ToPrimary__Output): void {
+    const start = message.start;
+    if (!start) throw unexpected(message);
+    if (!this.#host.options.role().primary) throw notPrimary();
+    this.#state = 'streaming';
+    this.#host.started(this);
+    // Subscribed before the log is read, so that nothing falls between the two.
+    this.#unsubscribe = this.store.subscribe((change) => this.#changed(change));
+    for (const position of start.positions ?? []) this.#addSender(position);
+    const names = this.store.databases();
+    this.#control({ databases: { names: [...names] } });
+    for (const name of names) this.#sender(name);
+    for (const sender of this.#senders.values()) sender.start();
+  }
+
+  #handle(message: ToPrimary__Output): void {
+    switch (message.message) {
+      case 'ack':
+        return this.#acknowledge(message.ack!);
+      case 'probe':
+        return this.#answer(message.probe!.id);
+      case 'probeAnswer':
+        if (message.probeAnswer!.id === this.#probe.id) {
+          this.#roundTripMs = monotonicMs() - this.#probe.sentAtMs;
+        }
+        return;
+      case 'restart': {
+        const { database, attempt } = message.restart!;
+        const name = checkedName(database);
+        return this.#sender(name).restart(fromWirePosition(message.restart!), attempt);
+      }
+      case 'failed': {
+        const { database, text } = message.failed!;
+        this.#senders.get(database)?.halt();
+        return this.#databaseFailed(database, text);
+      }
+      case 'goodbye':
+        return this.end();
+      default:
+        throw unexpected(message);
+    }
+  }
+
+  #acknowledge(ack: Ack__Output): void {
+    const sender = this.#senders.get(ack.database);
+    if (sender === undefined) return;
+    this.#inFlightBytes -= sender.consumed(Number(ack.consumedBytes));
+    this.#permits.kick();
+    const acknowledged: Acknowledged = {
+      received: ack.received ? fromWirePosition(ack.received) : undefined,
+      durable: ack.durable ? fromWirePosition(ack.durable) : undefined,
+      applied: ack.applied ? fromWirePosition(ack.applied) : undefined,
+    };
+    this.#acknowledged.set(ack.database, acknowledged);
+    this.#host.options.onEvent?.({
+      kind: 'acknowledged',
+      nodeId: this.#nodeId,
+      name: ack.database,
+      acknowledged,
+    });
+  }
+
+  #answer(id: number): void {
+    if (this.#answersInFlight >= ANSWERS_IN_FLIGHT) return;
+    const role = this.#host.options.role();
+    if (!role.primary || role.epoch !== this.#epoch) return this.end(notPrimary());
+    const positions = [];
+    for (const name of this.store.databases()) {
+      const at = this.store.position(name);
+      if (at === undefined) continue;
+      const known = `${at.txid}/${at.checksum}`;
+      if (this.#answered.get(name) === known) continue;
+      this.#answered.set(name, known);
+      positions.push(toWirePosition(name, at));
+    }
+    this.#answersInFlight++;
+    this.#write({ probeAnswer: { id, leaseValid: role.leaseValid, positions } }, () => {
+      this.#answersInFlight--;
+    });
+  }
+
+  // What happens here
+
+  #changed(change: StoreChange): void {
+    if (change.kind === 'transaction') {
+      this.#sender(change.name).transaction(change.file);
+    } else if (change.kind === 'dropped') {
+      this.#senders.get(change.name)?.restart(undefined);
+      this.#acknowledged.delete(change.name);
+      this.#answered.delete(change.name);
+      this.#control({ dropped: { database: change.name } });
+    }
+  }
+
+  #beat(): void {
+    // Beats are counted, not time: a pause of this process is no silence of the peer.
+    if (++this.#silentBeats > this.#silentBeatsMax) {
+      return this.end(new KiteError('ERR_REPLICATION_SILENT', `Nothing came from ${this.peer} for seconds`));
+    }
+    const role = this.#host.options.role();
+    if (this.streaming && (!role.primary || role.epoch !== this.#epoch)) return this.end(notPrimary());
+    if (!this.streaming || this.#answersInFlight >= ANSWERS_IN_FLIGHT) return;
+    this.#probe = { id: this.#probe.id + 1, sentAtMs: monotonicMs() };
+    this.#answersInFlight++;
+    this.#write({ probe: { id: this.#probe.id } }, () => {
+      this.#answersInFlight--;
+    });
+  }
+
+  /** The sender of a database; one that the replica did not announce begins from nothing. */
+  #sender(name: string): DatabaseSender {
+    const known = this.#senders.get(name);
+    if (known !== undefined) return known;
+    const sender = new DatabaseSender(name, this, undefined, 0);
+    this.#senders.set(name, sender);
+    if (this.#state === 'streaming') sender.start();
+    return sender;
+  }
+
+  #addSender(wire: Position__Output): void {
+    const name = checkedName(wire.database);
+    this.#senders.set(name, new DatabaseSender(name, this, fromWirePosition(wire), wire.attempt));
+  }
+
+  #databaseFailed(name: string, reason: string): void {
+    this.#host.options.onEvent?.({ kind: 'database-failed', nodeId: this.#nodeId, name, reason });
+  }
+
+  #refusal(error: KiteError): NonNullable<ToReplica['refusal']> {
+    const role = this.#host.options.role();
+    return {
+      code: error.code,
+      text: error.message,
+      primary: role.primary || role.holder === undefined ? null : { ...role.holder },
+    };
+  }
+
+  #control(message: Omit<ToReplica, 'epoch'>): void {
+    this.#write(message, undefined);
+  }
+
+  #write(message: Omit<ToReplica, 'epoch'>, taken: (() => void) | undefined): void {
+    if (this.#state === 'ended') return;
+    const body = encodeToReplica(this.#epoch, message);
+    const mac = this.#macDown?.next(body) ?? Buffer.alloc(0);
+    this.#call.write({ body, mac }, taken);
+  }
+}
+
+const notPrimary = (): KiteError => new KiteError('ERR_REPLICATION_NOT_PRIMARY', 'The node is not primary');
+
+const unexpected = (message: ToPrimary__Output): KiteError =>
+  new KiteError('ERR_REPLICATION_MESSAGE', `A replica sent ${message.message ?? 'nothing'} out of turn`);
