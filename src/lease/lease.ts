@@ -1,7 +1,13 @@
-import type { Clock } from '../util/clock.js';
+import { randomUUID } from 'node:crypto';
+import { KiteError, toKiteError } from '../errors.js';
+import { systemClock } from '../util/clock.js';
+import { ClockWatch, type ClockReading } from './clock-watch.js';
+import { LeaseMachine } from './lease-machine.js';
+import type { Leave, LeaseAnswer, LeaseCall, LeaseInput } from './protocol.js';
 import type { LeaseAdapter, LeaseEvent, LeaseNode, LeasePositions, LeaseRecord, Member } from './types.js';
 
 export interface LeaseOptions {
+  /** The lease closes it when it stops. */
   readonly adapter: LeaseAdapter;
   readonly clusterId: string;
   readonly node: LeaseNode;
@@ -17,57 +23,190 @@ export interface LeaseOptions {
   readonly lockDelayMs?: number;
   /** How long a node that is behind waits for a better one. Default 1000. */
   readonly electionWaitMs?: number;
-  /** Called in order, never from within a call of this class. */
-  onEvent(event: LeaseEvent): void;
-  readonly clock?: Clock;
+  /**
+   * Called in order, never from within a call of this class. `fenced` must be in force when it returns:
+   * the next thing may be a successor's first write.
+   */
+  readonly onEvent: (event: LeaseEvent) => void;
+  /** For tests: the clocks that are watched for jumps. */
+  readonly readClocks?: () => ClockReading;
 }
 
 /** Runs the lease machine over an adapter: real timers, a timeout on every call, clocks watched for jumps. */
 export class Lease {
+  readonly #adapter: LeaseAdapter;
+  readonly #nodeId: string;
+  readonly #onEvent: (event: LeaseEvent) => void;
+  readonly #machine: LeaseMachine;
+  readonly #clocks: ClockWatch;
+  readonly #beatMs: number;
+  readonly #inbox: LeaseInput[] = [];
+  #scheduled = false;
+  #started = false;
+  #stopped = false;
+  #cancelTimer: (() => void) | undefined;
+  #left: ((failure: string | undefined) => void)[] = [];
+
   constructor(options: LeaseOptions) {
-    void options;
+    const ttlMs = options.ttlMs ?? 5000;
+    const marginMs = options.marginMs ?? ttlMs / 10;
+    this.#adapter = options.adapter;
+    this.#nodeId = options.node.nodeId;
+    this.#onEvent = options.onEvent;
+    this.#beatMs = ttlMs / 5;
+    this.#clocks = new ClockWatch(marginMs, options.readClocks);
+    this.#machine = new LeaseMachine({
+      clusterId: options.clusterId,
+      node: options.node,
+      incarnation: randomUUID(),
+      highestEpoch: options.highestEpoch,
+      ttlMs,
+      marginMs,
+      lockDelayMs: options.lockDelayMs ?? 0,
+      electionWaitMs: options.electionWaitMs ?? 1000,
+      provesEnd: options.adapter.ended !== undefined,
+      positions: () => options.positions(),
+    });
   }
 
   /** Registers, reads the record and goes on until `release` or `stop`. */
   start(): void {
-    throw new Error('not yet');
+    this.#started = true;
+    this.#feed({ kind: 'tick' });
   }
 
   /** The daemon has recovered and caught up under this epoch: applications may write (`primary` follows). */
   ready(epoch: bigint): void {
-    void epoch;
+    this.#feed({ kind: 'ready', epoch });
   }
 
   /** The daemon cannot become primary now: empties the holder, and does not try again for two ttl. */
   giveUp(why: string): void {
-    void why;
+    void this.#leave({ kind: 'giveUp', why });
   }
 
   /**
    * Fences this node at once, then names the target as the only one who may take the lease for a ttl.
-   * Rejects with ERR_LEASE_HANDOFF when that did not happen; then `primary` follows again.
+   * Rejects with ERR_LEASE_HANDOFF when that did not happen; if it was fenced, `primary` follows again.
    */
-  handOff(targetNodeId: string): Promise<void> {
-    return Promise.reject(new Error(targetNodeId));
+  async handOff(targetNodeId: string): Promise<void> {
+    const failure = await this.#leave({ kind: 'handOff', target: targetNodeId });
+    if (failure !== undefined) {
+      throw new KiteError('ERR_LEASE_HANDOFF', `The lease was not handed to ${targetNodeId}: ${failure}`);
+    }
   }
 
   /** Clean stop: fences, empties the holder (the epoch stays), unregisters, stops. Takes at most one ttl. */
-  release(): Promise<void> {
-    return Promise.resolve();
+  async release(): Promise<void> {
+    if (this.#started && !this.#stopped) await this.#leave({ kind: 'release' });
+    await this.stop();
   }
 
   /** Stops at once and changes nothing in the record, as a crash would; others take over after the ttl. */
-  stop(): void {
-    return;
+  async stop(): Promise<void> {
+    if (this.#stopped) return;
+    this.#inbox.push({ kind: 'stop' });
+    this.#drain();
+    this.#stopped = true;
+    this.#cancelTimer?.();
+    this.#answerLeaves('the lease has stopped');
+    await this.#adapter.close();
   }
 
   /** The last record read, undefined when there is none or nothing was read yet. */
   get record(): LeaseRecord | undefined {
-    return undefined;
+    return this.#machine.record;
   }
 
   /** Members as last read, this node included. */
   get members(): readonly Member[] {
-    return [];
+    return this.#machine.members;
+  }
+
+  #leave(leave: Leave): Promise<string | undefined> {
+    return new Promise((resolve) => {
+      if (this.#stopped) return resolve('the lease has stopped');
+      this.#left.push(resolve);
+      this.#feed({ kind: 'leave', leave });
+    });
+  }
+
+  #answerLeaves(failure: string | undefined): void {
+    for (const resolve of this.#left.splice(0)) resolve(failure);
+  }
+
+  #feed(input: LeaseInput): void {
+    if (this.#stopped) return;
+    this.#inbox.push(input);
+    if (this.#scheduled) return;
+    this.#scheduled = true;
+    queueMicrotask(() => this.#drain());
+  }
+
+  #drain(): void {
+    this.#scheduled = false;
+    while (!this.#stopped) {
+      const input = this.#inbox.shift();
+      if (!input) break;
+      // Before the input: an answer that arrives after a suspension must not move the deadline.
+      const why = this.#clocks.check();
+      if (why !== undefined) this.#step({ kind: 'clockGap', why });
+      this.#step(input);
+    }
+    this.#cancelTimer?.();
+    if (this.#stopped) return;
+    // At least once per heartbeat, to look at the clocks.
+    const delayMs = Math.min(this.#machine.wakeAtMs - systemClock.nowMs(), this.#beatMs);
+    this.#cancelTimer = systemClock.after(Math.max(0, Math.ceil(delayMs)), () => {
+      this.#feed({ kind: 'tick' });
+    });
+  }
+
+  #step(input: LeaseInput): void {
+    // Effects in order: `fenced` before the call that lets a successor in.
+    for (const effect of this.#machine.step(systemClock.nowMs(), input)) {
+      if (effect.kind === 'event') this.#onEvent(effect.event);
+      else if (effect.kind === 'left') this.#answerLeaves(effect.failure);
+      else this.#run(effect.id, effect.call);
+    }
+  }
+
+  /** Whatever comes first counts; the machine drops what comes later. */
+  #run(id: number, call: LeaseCall): void {
+    const timeoutMs = this.#beatMs;
+    const limitMs = call.op === 'watch' ? call.waitMs + timeoutMs : timeoutMs;
+    const cancel = systemClock.after(limitMs, () => {
+      this.#feed({ kind: 'failed', id, why: `no answer to ${call.op} within ${limitMs} ms` });
+    });
+    this.#perform(call, timeoutMs)
+      .then(
+        (answer) => this.#feed({ kind: 'answer', id, answer }),
+        (error: unknown) => this.#feed({ kind: 'failed', id, why: toKiteError(error).message }),
+      )
+      .finally(cancel);
+  }
+
+  async #perform(call: LeaseCall, timeoutMs: number): Promise<LeaseAnswer> {
+    const adapter = this.#adapter;
+    switch (call.op) {
+      case 'read':
+        return { op: 'record', seen: await adapter.read(timeoutMs) };
+      case 'watch':
+        return { op: 'record', seen: await adapter.watch(call.version, call.waitMs) };
+      case 'compareAndSet': {
+        const version = await adapter.compareAndSet(call.expected, call.record, timeoutMs);
+        return { op: 'compareAndSet', version };
+      }
+      case 'members':
+        return { op: 'members', members: await adapter.members(timeoutMs) };
+      case 'register':
+        await adapter.register(call.member, timeoutMs);
+        return { op: 'done' };
+      case 'unregister':
+        await adapter.unregister(this.#nodeId, timeoutMs);
+        return { op: 'done' };
+      default:
+        return { op: 'ended', ended: (await adapter.ended?.(call.process, timeoutMs)) ?? false };
+    }
   }
 }

@@ -1,0 +1,580 @@
+import { Membership } from './membership.js';
+import type {
+  Leave,
+  LeaseAnswer,
+  LeaseCall,
+  LeaseEffect,
+  LeaseInput,
+  LeaseMachineOptions,
+} from './protocol.js';
+import { takeover } from './takeover.js';
+import type { LeaseEvent, LeaseHolder, LeaseRecord, Member, NodeProcess, VersionedRecord } from './types.js';
+
+/**
+ * The lease algorithm of DESIGN §7 as a state machine without I/O or clock: `step` takes what happened
+ * and the monotonic time, and returns what to do. Why it is safe: a holder may write until the time it
+ * SENT its last successful renewal + ttl - margin. Others take the lease by compare-and-set against a
+ * version that they have watched for ttl + margin. That version was there before they saw it first, so
+ * it was sent before; and if their compare-and-set succeeds there was no renewal after it.
+ */
+
+/** The record as last seen, and since when by our clock it has been at this version. */
+interface Known {
+  readonly version: string;
+  readonly record: LeaseRecord | undefined;
+  readonly sinceMs: number;
+}
+
+/** The lease is ours, as far as we know. */
+interface Hold {
+  readonly epoch: bigint;
+  version: string;
+  record: LeaseRecord;
+  /** -Infinity: not allowed until the next renewal succeeds. */
+  deadlineMs: number;
+  /** Why it was taken, until that has been told. */
+  won: { readonly reason: string; readonly behind: readonly string[] } | undefined;
+  /** The daemon has recovered. */
+  ready: boolean;
+  /** Applications may write. */
+  open: boolean;
+}
+
+interface RecordCall {
+  readonly id: number;
+  readonly purpose: 'read' | 'watch' | 'take' | 'renew' | 'leave';
+  readonly sentMs: number;
+  /** Of a compare-and-set. */
+  readonly record?: LeaseRecord;
+  readonly won?: Hold['won'];
+}
+
+interface Leaving {
+  readonly leave: Leave;
+  readonly untilMs: number;
+  unregistered: boolean;
+}
+
+export class LeaseMachine {
+  readonly #options: LeaseMachineOptions;
+  readonly #self: LeaseHolder;
+  readonly #beatMs: number;
+  readonly #membership: Membership;
+  #effects: LeaseEffect[] = [];
+  #nextId = 1;
+  #wakeAtMs = 0;
+  #stopped = false;
+
+  #highestEpoch: bigint;
+  #known: Known | undefined;
+  /** The record must be read before anything else is done with it. */
+  #unsure = true;
+  #hold: Hold | undefined;
+  #leaving: Leaving | undefined;
+  /** A take-over was sent and the record has not been read since. */
+  #takePending = false;
+
+  // At most one call about the record at a time, so that answers cannot overtake one another.
+  #recordCall: RecordCall | undefined;
+  #memberCall: number | undefined;
+  #proofCall: { readonly id: number; readonly process: NodeProcess } | undefined;
+  #nextRenewMs = 0;
+  #nextMembersMs = 0;
+  #nextProofMs = 0;
+  #retryAtMs = 0;
+
+  #seenCounter = 0n;
+  /** Incarnations proven to have ended, and when that was learnt. */
+  readonly #ended = new Map<string, number>();
+  #outageSinceMs: number | undefined;
+  /** After an outage the holder gets this long to come back first. */
+  #graceUntilMs = -Infinity;
+  #pausedUntilMs = -Infinity;
+  #toldReplica: string | undefined;
+  #toldWaiting: string | undefined;
+  #toldEpochBack: string | undefined;
+
+  constructor(options: LeaseMachineOptions) {
+    this.#options = options;
+    const { nodeId, advertiseUrl, peerAddress } = options.node;
+    this.#self = { nodeId, incarnation: options.incarnation, advertiseUrl, peerAddress };
+    this.#highestEpoch = options.highestEpoch;
+    this.#beatMs = options.ttlMs / 5;
+    this.#membership = new Membership(this.#self, options.ttlMs + options.marginMs);
+  }
+
+  /** When the next `tick` is needed, monotonic ms. */
+  get wakeAtMs(): number {
+    return this.#wakeAtMs;
+  }
+
+  get record(): LeaseRecord | undefined {
+    return this.#known?.record;
+  }
+
+  get members(): readonly Member[] {
+    return this.#membership.members;
+  }
+
+  /** Takes what happened at `nowMs` (monotonic, never less than before). */
+  step(nowMs: number, input: LeaseInput): LeaseEffect[] {
+    this.#effects = [];
+    if (!this.#stopped) {
+      this.#take(nowMs, input);
+      this.#settle(nowMs);
+    }
+    return this.#effects;
+  }
+
+  #take(now: number, input: LeaseInput): void {
+    switch (input.kind) {
+      case 'tick':
+        return;
+      case 'answer':
+        return this.#answered(now, input.id, input.answer);
+      case 'failed':
+        return this.#failed(now, input.id, input.why);
+      case 'ready': {
+        const hold = this.#hold;
+        if (!hold || hold.won || hold.epoch !== input.epoch) return;
+        hold.ready = true;
+        return this.#open(now, 'the daemon is ready');
+      }
+      case 'leave':
+        return this.#startLeaving(now, input.leave);
+      case 'clockGap':
+        // Everything that was measured or sent before the gap counts for nothing.
+        this.#fence(input.why);
+        if (this.#hold) this.#hold.deadlineMs = -Infinity;
+        this.#known = undefined;
+        this.#recordCall = undefined;
+        this.#unsure = true;
+        this.#retryAtMs = now;
+        this.#nextRenewMs = now;
+        return;
+      case 'stop':
+        this.#fence('the node stops');
+        this.#stop();
+    }
+  }
+
+  // Answers
+
+  #answered(now: number, id: number, answer: LeaseAnswer): void {
+    if (answer.op === 'record' && id === this.#recordCall?.id) {
+      this.#recordCall = undefined;
+      this.#contact(now);
+      this.#unsure = false;
+      this.#takePending = false;
+      this.#observe(now, answer.seen);
+    } else if (answer.op === 'compareAndSet' && id === this.#recordCall?.id) {
+      const call = this.#recordCall;
+      this.#recordCall = undefined;
+      this.#contact(now);
+      this.#takePending = false;
+      if (answer.version === undefined) this.#unsure = true;
+      else this.#swapped(now, call, answer.version);
+    } else if (answer.op === 'members' && id === this.#memberCall) {
+      this.#memberCall = undefined;
+      this.#membersRead(now, answer.members);
+    } else if (answer.op === 'done' && id === this.#memberCall) {
+      this.#memberCall = undefined;
+      if (this.#leaving?.leave.kind === 'release') this.#leaving.unregistered = true;
+      else this.#membership.confirm();
+    } else if (answer.op === 'ended' && id === this.#proofCall?.id) {
+      const { process } = this.#proofCall;
+      this.#proofCall = undefined;
+      if (!answer.ended) return;
+      this.#ended.set(process.incarnation, now);
+      if (!this.#membership.registered) this.#nextMembersMs = now;
+    }
+    // Anything else is the late answer of a call that has been given up.
+  }
+
+  #failed(now: number, id: number, why: string): void {
+    if (id === this.#recordCall?.id) {
+      this.#recordCall = undefined;
+      // A compare-and-set may have been carried out: nothing is known until the record is read again.
+      this.#unsure = true;
+      this.#retryAtMs = now + this.#beatMs / 4;
+      if (this.#outageSinceMs === undefined) {
+        this.#outageSinceMs = now;
+        this.#tell({ kind: 'unreachable', reason: why });
+      }
+    } else if (id === this.#memberCall) {
+      this.#memberCall = undefined;
+      if (this.#leaving?.leave.kind === 'release') this.#leaving.unregistered = true;
+      this.#nextMembersMs = now + this.#beatMs / 2;
+    } else if (id === this.#proofCall?.id) {
+      this.#proofCall = undefined;
+    }
+  }
+
+  #contact(now: number): void {
+    if (this.#outageSinceMs === undefined) return;
+    // The holder was cut off as well: without this every outage would end in a needless failover.
+    if (now - this.#outageSinceMs > 2 * this.#beatMs) this.#graceUntilMs = now + 2 * this.#beatMs;
+    this.#outageSinceMs = undefined;
+    this.#tell({ kind: 'reachable', reason: 'the lease store answers again' });
+  }
+
+  #observe(now: number, seen: VersionedRecord): void {
+    const { record, version } = seen;
+    if (record && record.clusterId !== this.#options.clusterId) {
+      const reason = `the lease belongs to cluster ${record.clusterId}, this node to ${this.#options.clusterId}`;
+      return this.#refuse('ERR_LEASE_OTHER_CLUSTER', reason);
+    }
+    const sinceMs = this.#known?.version === version ? this.#known.sinceMs : now;
+    this.#known = { version, record, sinceMs };
+    if (record && record.epoch > this.#highestEpoch) this.#highestEpoch = record.epoch;
+    const ours =
+      record?.epoch === this.#highestEpoch &&
+      record.holder?.nodeId === this.#self.nodeId &&
+      record.holder.incarnation === this.#self.incarnation;
+
+    const hold = this.#hold;
+    if (hold && ours && record.epoch === hold.epoch) {
+      hold.version = version;
+      hold.record = record;
+    } else if (hold) {
+      this.#lose(now, `the record names ${describe(record)}`);
+    } else if (ours) {
+      // Our own take-over went unanswered but was carried out; a renewal makes it count.
+      const won = { reason: 'an unanswered take-over had succeeded', behind: [] };
+      this.#hold = this.#newHold(version, record, won);
+      this.#nextRenewMs = now;
+    } else {
+      this.#follow();
+    }
+  }
+
+  #swapped(now: number, call: RecordCall, version: string): void {
+    const record = call.record!;
+    this.#known = { version, record, sinceMs: now };
+    this.#highestEpoch = record.epoch;
+    if (call.purpose === 'leave') {
+      this.#hold = undefined;
+      this.#follow();
+      return;
+    }
+    if (call.purpose === 'take') this.#hold = this.#newHold(version, record, call.won);
+    const hold = this.#hold;
+    if (!hold) return;
+    hold.version = version;
+    hold.record = record;
+    this.#nextRenewMs = call.sentMs + this.#beatMs;
+    const deadlineMs = call.sentMs + this.#options.ttlMs - this.#options.marginMs;
+    if (deadlineMs <= now) {
+      this.#nextRenewMs = now; // answered too late to be of use
+      return;
+    }
+    if (this.#leaving) return;
+    hold.deadlineMs = deadlineMs;
+    if (hold.won) {
+      const { won, epoch } = hold;
+      hold.won = undefined;
+      this.#toldReplica = undefined;
+      this.#tell({ kind: 'won', epoch, ...won });
+    } else if (hold.open) {
+      const reason = 'the record was renewed';
+      this.#tell({ kind: 'renewed', epoch: hold.epoch, deadlineNs: deadlineNs(deadlineMs), reason });
+    } else {
+      this.#open(now, 'the record was renewed');
+    }
+  }
+
+  #membersRead(now: number, members: readonly Member[]): void {
+    const twin = this.#membership.twin;
+    const ended = twin !== undefined && this.#ended.has(twin.incarnation);
+    const verdict = this.#membership.observe(members, now, ended);
+    this.#nextMembersMs = now + this.#beatMs;
+    if (verdict === 'duplicate') {
+      const reason = `another live process uses node id ${this.#self.nodeId}`;
+      return this.#refuse('ERR_LEASE_DUPLICATE_NODE', reason);
+    }
+    if (verdict === 'wait') return;
+    this.#seenCounter += 1n;
+    const { candidate, region, priority } = this.#options.node;
+    const member: Member = {
+      ...this.#self,
+      candidate,
+      region,
+      priority,
+      epoch: this.#highestEpoch,
+      seen: this.#seenCounter,
+      positions: this.#options.positions(),
+    };
+    this.#memberCall = this.#call({ op: 'register', member });
+  }
+
+  // What should be under way now
+
+  #settle(now: number): void {
+    this.#wakeAtMs = Infinity;
+    if (this.#hold?.open) {
+      if (now >= this.#hold.deadlineMs) this.#fence('no renewal succeeded before the deadline');
+      else this.#wakeBy(this.#hold.deadlineMs);
+    }
+    if (!this.#stopped) this.#settleMembers(now);
+    if (!this.#stopped) this.#settleProof(now);
+    if (!this.#stopped) this.#settleRecord(now);
+    if (!this.#stopped) this.#settleLeaving(now);
+  }
+
+  #settleMembers(now: number): void {
+    if (this.#memberCall !== undefined) return;
+    if (this.#leaving?.leave.kind === 'release') {
+      if (!this.#leaving.unregistered) this.#memberCall = this.#call({ op: 'unregister' });
+    } else if (now >= this.#nextMembersMs) {
+      this.#memberCall = this.#call({ op: 'members' });
+    } else {
+      this.#wakeBy(this.#nextMembersMs);
+    }
+  }
+
+  #settleProof(now: number): void {
+    if (!this.#options.provesEnd || this.#proofCall || this.#hold) return;
+    const twin = this.#membership.registered ? undefined : this.#membership.twin;
+    const process = [twin, this.#known?.record?.holder].find(
+      (one) => one !== undefined && !this.#ended.has(one.incarnation),
+    );
+    if (!process) return;
+    if (now < this.#nextProofMs) return this.#wakeBy(this.#nextProofMs);
+    this.#nextProofMs = now + this.#beatMs / 5;
+    this.#proofCall = { id: this.#call({ op: 'ended', process }), process };
+  }
+
+  #settleRecord(now: number): void {
+    if (this.#recordCall && this.#recordCall.purpose !== 'watch') return;
+    if (now < this.#retryAtMs) return this.#wakeBy(this.#retryAtMs);
+    const hold = this.#hold;
+    const known = this.#known;
+    if (this.#unsure || !known) {
+      this.#callRecord(now, 'read', { op: 'read' });
+    } else if (hold && this.#leaving) {
+      const { leave } = this.#leaving;
+      this.#swap(now, 'leave', hold.version, {
+        ...hold.record,
+        holder: undefined,
+        heartbeat: hold.record.heartbeat + 1n,
+        positions: this.#options.positions(),
+        handoffTo: leave.kind === 'handOff' ? leave.target : undefined,
+      });
+    } else if (hold) {
+      if (now < this.#nextRenewMs) return this.#wakeBy(this.#nextRenewMs);
+      this.#swap(now, 'renew', hold.version, this.#heldBySelf(hold.record, hold.epoch));
+    } else if (!this.#leaving) {
+      const won = this.#mayTake(now, known);
+      if (won) {
+        const epochs = this.members.map((member) => member.epoch);
+        const highest = epochs.reduce((a, b) => (a > b ? a : b), this.#highestEpoch);
+        this.#takePending = true;
+        this.#swap(now, 'take', known.version, this.#heldBySelf(known.record, highest + 1n), won);
+      } else if (!this.#recordCall) {
+        const waitMs = 2 * this.#beatMs;
+        this.#callRecord(now, 'watch', { op: 'watch', version: known.version, waitMs });
+      }
+    }
+  }
+
+  /** The record with this node as its holder: the next heartbeat, or a new epoch after anything else. */
+  #heldBySelf(before: LeaseRecord | undefined, epoch: bigint): LeaseRecord {
+    return {
+      clusterId: this.#options.clusterId,
+      epoch,
+      holder: this.#self,
+      heartbeat: (before?.heartbeat ?? 0n) + 1n,
+      ttlMs: this.#options.ttlMs,
+      positions: this.#options.positions(),
+      syncSet: before?.syncSet ?? [],
+      handoffTo: undefined,
+    };
+  }
+
+  // Taking the lease
+
+  #mayTake(now: number, known: Known): Hold['won'] {
+    const options = this.#options;
+    const members = this.members;
+    if (!options.node.candidate || !this.#membership.registered) return undefined;
+    const { record, sinceMs } = known;
+    const holder = record?.holder;
+    const virgin = this.#highestEpoch === 0n && members.every((member) => member.epoch === 0n);
+    const verdict = takeover(now, options, {
+      record,
+      sinceMs,
+      virgin,
+      endedMs: holder && this.#ended.get(holder.incarnation),
+      holdBack: [
+        { untilMs: this.#pausedUntilMs, reason: 'this node gave the lease up a moment ago' },
+        { untilMs: holder ? this.#graceUntilMs : 0, reason: 'after an outage the holder may return first' },
+      ],
+      rivals: this.#membership.rivals(now, holder?.nodeId),
+      formerRegion: members.find((member) => member.nodeId === holder?.nodeId)?.region,
+    });
+    if (verdict.kind === 'take') return verdict;
+    this.#wakeBy(verdict.untilMs);
+    if (verdict.kind === 'wait' && this.#toldWaiting !== verdict.reason) {
+      this.#toldWaiting = verdict.reason;
+      this.#tell({ kind: 'waiting', reason: verdict.reason });
+    }
+    return undefined;
+  }
+
+  #newHold(version: string, record: LeaseRecord, won: Hold['won']): Hold {
+    const closed = { deadlineMs: -Infinity, ready: false, open: false };
+    return { epoch: record.epoch, version, record, won, ...closed };
+  }
+
+  // Changes of what applications may do
+
+  #open(now: number, reason: string): void {
+    const hold = this.#hold;
+    if (!hold || !hold.ready || hold.open || this.#leaving) return;
+    if (now >= hold.deadlineMs) {
+      this.#nextRenewMs = now;
+      return;
+    }
+    hold.open = true;
+    const { epoch, deadlineMs } = hold;
+    this.#tell({ kind: 'primary', epoch, deadlineNs: deadlineNs(deadlineMs), reason });
+  }
+
+  #fence(reason: string): void {
+    if (!this.#hold?.open) return;
+    this.#hold.open = false;
+    this.#tell({ kind: 'fenced', epoch: this.#hold.epoch, reason });
+  }
+
+  #lose(now: number, reason: string): void {
+    this.#fence(reason);
+    this.#hold = undefined;
+    this.#nextProofMs = now;
+    this.#follow();
+  }
+
+  /** Says whom this node follows, when that changed. */
+  #follow(): void {
+    const record = this.#known?.record;
+    const epoch = this.#highestEpoch;
+    const back = record !== undefined && record.epoch < epoch;
+    // A former process of this very node is nobody to follow.
+    const own = record?.holder?.nodeId === this.#self.nodeId;
+    const of = back || own ? undefined : record?.holder;
+    if (of) this.#toldWaiting = undefined;
+    if (back) {
+      const reason = `the lease is at epoch ${record.epoch} (${describe(record)}), this node has seen ${epoch}`;
+      if (this.#toldEpochBack !== reason) {
+        this.#tell({ kind: 'refused', code: 'ERR_LEASE_EPOCH_BACK', fatal: false, reason });
+      }
+      this.#toldEpochBack = reason;
+    }
+    const key = `${epoch} ${of?.incarnation}`;
+    if (this.#toldReplica === key) return;
+    this.#toldReplica = key;
+    this.#tell({ kind: 'replica', epoch, of, reason: `the record names ${describe(record)}` });
+  }
+
+  // Leaving
+
+  #startLeaving(now: number, leave: Leave): void {
+    const refuse = (failure: string): void => void this.#effects.push({ kind: 'left', failure });
+    if (this.#leaving) return refuse('the lease is being given up already');
+    if (leave.kind !== 'release' && !this.#hold) return refuse('this node does not hold the lease');
+    if (leave.kind === 'handOff') {
+      if (leave.target === this.#self.nodeId) return refuse('this node holds the lease already');
+      const target = this.members.find((member) => member.nodeId === leave.target);
+      if (!target) return refuse(`${leave.target} is not registered`);
+      if (!target.candidate) return refuse(`${leave.target} is no candidate`);
+      if (!this.#membership.isLive(leave.target, now)) return refuse(`${leave.target} is silent`);
+    }
+    const { ttlMs } = this.#options;
+    const patienceMs = leave.kind === 'handOff' ? 2 * this.#beatMs : ttlMs;
+    this.#leaving = { leave, untilMs: now + patienceMs, unregistered: false };
+    // Before the record is changed: the successor may write as soon as it is.
+    this.#fence(reasonOf(leave));
+    if (this.#hold) this.#hold.deadlineMs = -Infinity;
+    this.#retryAtMs = now;
+  }
+
+  #settleLeaving(now: number): void {
+    const leaving = this.#leaving;
+    if (!leaving) return;
+    const { leave } = leaving;
+    // An unanswered take-over may have succeeded: then there is something to give up.
+    const settled = !this.#hold && !this.#takePending;
+    const done = settled && (leave.kind !== 'release' || leaving.unregistered);
+    if (!done && now < leaving.untilMs) return this.#wakeBy(leaving.untilMs);
+
+    this.#leaving = undefined;
+    let failure = done ? undefined : 'the lease store did not answer in time';
+    if (done && leave.kind === 'handOff') {
+      const record = this.#known?.record;
+      const named = record?.handoffTo ?? record?.holder?.nodeId;
+      if (named !== leave.target) failure = `the record names ${describe(record)}`;
+    }
+    this.#effects.push({ kind: 'left', failure });
+    if (leave.kind === 'release') return this.#stop();
+    if (leave.kind === 'giveUp') this.#pausedUntilMs = now + 2 * this.#options.ttlMs;
+    this.#nextRenewMs = now;
+    this.#settle(now);
+  }
+
+  // Small things
+
+  #refuse(code: 'ERR_LEASE_OTHER_CLUSTER' | 'ERR_LEASE_DUPLICATE_NODE', reason: string): void {
+    this.#fence(reason);
+    this.#tell({ kind: 'refused', code, fatal: true, reason });
+    if (this.#leaving) this.#effects.push({ kind: 'left', failure: reason });
+    this.#stop();
+  }
+
+  #stop(): void {
+    this.#stopped = true;
+    this.#hold = undefined;
+    this.#wakeAtMs = Infinity;
+  }
+
+  #swap(
+    now: number,
+    purpose: 'take' | 'renew' | 'leave',
+    expected: string,
+    record: LeaseRecord,
+    won?: Hold['won'],
+  ): void {
+    this.#callRecord(now, purpose, { op: 'compareAndSet', expected, record }, { record, won });
+  }
+
+  #callRecord(
+    sentMs: number,
+    purpose: RecordCall['purpose'],
+    call: LeaseCall,
+    more: { record?: LeaseRecord; won?: Hold['won'] } = {},
+  ): void {
+    this.#recordCall = { id: this.#call(call), purpose, sentMs, ...more };
+  }
+
+  #call(call: LeaseCall): number {
+    const id = this.#nextId++;
+    this.#effects.push({ kind: 'call', id, call });
+    return id;
+  }
+
+  #tell(event: LeaseEvent): void {
+    this.#effects.push({ kind: 'event', event });
+  }
+
+  #wakeBy(atMs: number): void {
+    if (atMs < this.#wakeAtMs) this.#wakeAtMs = atMs;
+  }
+}
+
+const deadlineNs = (deadlineMs: number): bigint => BigInt(Math.floor(deadlineMs * 1e6));
+
+const describe = (record: LeaseRecord | undefined): string =>
+  record?.holder?.nodeId ?? (record?.handoffTo === undefined ? 'nobody' : `${record.handoffTo} next`);
+
+function reasonOf(leave: Leave): string {
+  if (leave.kind === 'handOff') return `handing off to ${leave.target}`;
+  return leave.kind === 'giveUp' ? leave.why : 'the node stops';
+}

@@ -1,0 +1,96 @@
+import type { Member, NodeProcess } from './types.js';
+
+/** Another process under this node's id, as seen in the members. */
+interface Twin extends NodeProcess {
+  readonly sinceMs: number;
+  readonly seen: bigint;
+  readonly changes: number;
+}
+
+/**
+ * Who is registered beside the record, who of them lives, and whether another process uses this node's
+ * id. Judged by counters that grow, watched on this node's own clock.
+ */
+export class Membership {
+  readonly #self: NodeProcess;
+  readonly #silenceMs: number;
+  #members: readonly Member[] | undefined;
+  readonly #heard = new Map<string, { seen: bigint; incarnation: string; atMs: number }>();
+  #twin: Twin | undefined;
+  #registered = false;
+
+  /** `silenceMs`: a member whose counter stands still for so long is dead. */
+  constructor(self: NodeProcess, silenceMs: number) {
+    this.#self = self;
+    this.#silenceMs = silenceMs;
+  }
+
+  get members(): readonly Member[] {
+    return this.#members ?? [];
+  }
+
+  /** Only then may this node stand for election: before, another process may be the owner of its id. */
+  get registered(): boolean {
+    return this.#registered;
+  }
+
+  /** The other process under this node's id, if one is in the way. */
+  get twin(): NodeProcess | undefined {
+    return this.#twin;
+  }
+
+  /**
+   * Takes the members as read. A process of this id that was there first keeps it while its counter
+   * grows: `duplicate` after two changes (one may be a call that a dead process had sent). `register`:
+   * the id is ours to register under; `wait`: not known yet.
+   */
+  observe(members: readonly Member[], nowMs: number, ended: boolean): 'register' | 'wait' | 'duplicate' {
+    this.#members = members;
+    const names = new Set(members.map((member) => member.nodeId));
+    for (const nodeId of this.#heard.keys()) if (!names.has(nodeId)) this.#heard.delete(nodeId);
+    for (const { nodeId, seen, incarnation } of members) {
+      const before = this.#heard.get(nodeId);
+      if (before?.seen === seen && before.incarnation === incarnation) continue;
+      this.#heard.set(nodeId, { seen, incarnation, atMs: nowMs });
+    }
+
+    const other = members.find((member) => member.nodeId === this.#self.nodeId);
+    if (!other || other.incarnation === this.#self.incarnation) return 'register';
+    const before = this.#twin?.incarnation === other.incarnation ? this.#twin : undefined;
+    const changed = before !== undefined && before.seen !== other.seen;
+    this.#twin = {
+      nodeId: other.nodeId,
+      incarnation: other.incarnation,
+      sinceMs: before && !changed ? before.sinceMs : nowMs,
+      seen: other.seen,
+      changes: (before?.changes ?? 0) + (changed ? 1 : 0),
+    };
+    if (this.#twin.changes >= 2) return 'duplicate';
+    // Once registered, write over it: a late call of our own dead predecessor ends with that, while a
+    // living twin writes again and is noticed.
+    const silent = nowMs >= this.#twin.sinceMs + this.#silenceMs;
+    return this.#registered || ended || silent ? 'register' : 'wait';
+  }
+
+  /** Our registration was answered. */
+  confirm(): void {
+    if (!this.#registered) this.#twin = undefined;
+    this.#registered = true;
+  }
+
+  /** Live candidates apart from this node and those named. */
+  rivals(nowMs: number, except: string | undefined): Member[] {
+    return this.members.filter(
+      (member) =>
+        member.candidate &&
+        member.nodeId !== this.#self.nodeId &&
+        member.nodeId !== except &&
+        this.isLive(member.nodeId, nowMs),
+    );
+  }
+
+  isLive(nodeId: string, nowMs: number): boolean {
+    const heard = this.#heard.get(nodeId);
+    return heard !== undefined && nowMs < heard.atMs + this.#silenceMs;
+  }
+}

@@ -1,0 +1,64 @@
+import type {
+  LeaseEvent,
+  LeaseNode,
+  LeasePositions,
+  LeaseRecord,
+  Member,
+  NodeProcess,
+  VersionedRecord,
+} from './types.js';
+
+/** What goes into the lease machine and what comes out. */
+
+export type LeaseCall =
+  | { readonly op: 'read' }
+  | { readonly op: 'watch'; readonly version: string; readonly waitMs: number }
+  | { readonly op: 'compareAndSet'; readonly expected: string; readonly record: LeaseRecord }
+  | { readonly op: 'members' }
+  | { readonly op: 'register'; readonly member: Member }
+  | { readonly op: 'unregister' }
+  | { readonly op: 'ended'; readonly process: NodeProcess };
+
+export type LeaseAnswer =
+  | { readonly op: 'record'; readonly seen: VersionedRecord }
+  | { readonly op: 'compareAndSet'; readonly version: string | undefined }
+  | { readonly op: 'members'; readonly members: readonly Member[] }
+  | { readonly op: 'ended'; readonly ended: boolean }
+  | { readonly op: 'done' };
+
+export type LeaseInput =
+  | { readonly kind: 'tick' }
+  | { readonly kind: 'answer'; readonly id: number; readonly answer: LeaseAnswer }
+  /** Failed or timed out: it may have been carried out, or may be still. */
+  | { readonly kind: 'failed'; readonly id: number; readonly why: string }
+  | { readonly kind: 'ready'; readonly epoch: bigint }
+  | { readonly kind: 'leave'; readonly leave: Leave }
+  /** This machine's clocks ran apart: how long it really was away cannot be known. */
+  | { readonly kind: 'clockGap'; readonly why: string }
+  | { readonly kind: 'stop' };
+
+/** Giving the lease up: to a target, for a pause (the daemon is not able), or for good. */
+export type Leave =
+  | { readonly kind: 'handOff'; readonly target: string }
+  | { readonly kind: 'giveUp'; readonly why: string }
+  | { readonly kind: 'release' };
+
+export type LeaseEffect =
+  | { readonly kind: 'call'; readonly id: number; readonly call: LeaseCall }
+  | { readonly kind: 'event'; readonly event: LeaseEvent }
+  /** A `leave` input has ended; `failure` says why it did not happen. */
+  | { readonly kind: 'left'; readonly failure: string | undefined };
+
+export interface LeaseMachineOptions {
+  readonly clusterId: string;
+  readonly node: LeaseNode;
+  readonly incarnation: string;
+  readonly highestEpoch: bigint;
+  readonly ttlMs: number;
+  readonly marginMs: number;
+  readonly lockDelayMs: number;
+  readonly electionWaitMs: number;
+  /** Whether the adapter has `ended`. */
+  readonly provesEnd: boolean;
+  positions(): LeasePositions;
+}
