@@ -1,0 +1,122 @@
+import { KiteError, toKiteError } from '../errors.js';
+import type { Applier } from '../applier/applier.js';
+import type { AppliedDatabase } from '../applier/messages.js';
+import type { LogFile } from '../store/types.js';
+
+/** How many files go into one call: bounded, so that a long queue reports its progress. */
+const FILES_PER_CALL = 256;
+/** Pause before an apply that failed for a reason that may go away (disk full, a lock) is tried again. */
+const RETRY_MS = 500;
+
+export interface ApplyQueueOptions {
+  readonly applier: Applier;
+  readonly name: string;
+  /** Log files after a position of this database, oldest first; undefined when the log does not hold it. */
+  readonly filesAfter: (at: AppliedDatabase) => readonly LogFile[] | undefined;
+  /** Readers see this now. */
+  readonly onApplied: (database: AppliedDatabase) => void;
+  /** What this node has of the database is of no use any more: only a snapshot helps. */
+  readonly onDiverged: (error: KiteError) => void;
+  /** Trouble that is tried again; undefined when it has gone. */
+  readonly onTrouble: (error: KiteError | undefined) => void;
+}
+
+/**
+ * Feeds the log of one database to the applier, in order. It holds no files itself: what comes next is always
+ * asked of the log, so nothing can be skipped or applied twice, and a restarted applier goes on where it stands.
+ */
+export class ApplyQueue {
+  readonly #options: ApplyQueueOptions;
+  #database: AppliedDatabase | undefined;
+  #running: Promise<void> | undefined;
+  #again = false;
+  #stopped = false;
+  #wake: (() => void) | undefined;
+
+  constructor(options: ApplyQueueOptions) {
+    this.#options = options;
+  }
+
+  /** There may be something new in the log. */
+  kick(): void {
+    this.#again = true;
+    this.#wake?.();
+    if (this.#running || this.#stopped) return;
+    this.#running = this.#run().finally(() => {
+      this.#running = undefined;
+      if (this.#again && !this.#stopped) this.kick();
+    });
+  }
+
+  /** The applier was started again: nothing is open in it. */
+  reopen(): void {
+    this.#database = undefined;
+    this.kick();
+  }
+
+  /** Resolves when everything that is in the log has been applied, or the queue is stopped. */
+  async drained(): Promise<void> {
+    this.kick();
+    while (this.#running) await this.#running;
+  }
+
+  /** Ends after the call that is running now. */
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    this.#wake?.();
+    await this.#running;
+  }
+
+  async #run(): Promise<void> {
+    while (this.#again && !this.#stopped) {
+      this.#again = false;
+      try {
+        await this.#applyAll();
+        this.#options.onTrouble(undefined);
+      } catch (thrown) {
+        const error = toKiteError(thrown);
+        this.#database = undefined;
+        if (error.code === 'ERR_APPLIER_DIVERGED' || error.code === 'ERR_LTX_DAMAGED') {
+          this.#options.onDiverged(error);
+          return;
+        }
+        if (error.code !== 'ERR_APPLIER_RESTARTED') this.#options.onTrouble(error);
+        this.#again = true;
+        await this.#pause();
+      }
+    }
+  }
+
+  async #applyAll(): Promise<void> {
+    const { applier, name } = this.#options;
+    if (!this.#database) this.#took(await applier.open(name));
+    while (!this.#stopped && this.#database) {
+      const files = this.#options.filesAfter(this.#database);
+      if (!files) {
+        throw new KiteError(
+          'ERR_APPLIER_DIVERGED',
+          `${name}: the log does not hold the position of the database`,
+        );
+      }
+      if (files.length === 0) return;
+      this.#took(await applier.apply(name, files.slice(0, FILES_PER_CALL)));
+    }
+  }
+
+  #took(database: AppliedDatabase): void {
+    this.#database = database;
+    this.#options.onApplied(database);
+  }
+
+  async #pause(): Promise<void> {
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, RETRY_MS);
+      this.#wake = () => {
+        if (!this.#stopped) return;
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+    this.#wake = undefined;
+  }
+}

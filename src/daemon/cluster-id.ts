@@ -1,0 +1,50 @@
+import { createHash, randomUUID } from 'node:crypto';
+import type { Config } from '../config/load.js';
+import { formatAddress } from '../config/values.js';
+import type { LeaseAdapter } from '../lease/types.js';
+import type { DataDirectory } from '../store/data-directory.js';
+
+const TIMEOUT_MS = 5000;
+
+/**
+ * The cluster that this node belongs to: what its data directory or its configuration says, else what the lease's
+ * record says, else a new one, which is put into the record by compare-and-set so that nodes which
+ * start together agree. Joins it for good. Throws ERR_STORE_OTHER_CLUSTER.
+ */
+export async function joinCluster(
+  data: DataDirectory,
+  config: Config,
+  adapter: LeaseAdapter,
+): Promise<string> {
+  const id =
+    config.cluster.id ??
+    data.clusterId ??
+    (config.lease.type === 'static' ? staticClusterId(config) : await agree(adapter));
+  data.joinCluster(id);
+  return id;
+}
+
+/** With a static lease there is nothing to agree in: nodes that name the same primary are one cluster. */
+export function staticClusterId(config: Config): string {
+  const primary = config.lease.primary ? formatAddress(config.lease.primary) : config.lease.advertiseUrl;
+  return `static-${createHash('sha256').update(primary).digest('hex').slice(0, 16)}`;
+}
+
+async function agree(adapter: LeaseAdapter): Promise<string> {
+  for (;;) {
+    const { record, version } = await adapter.read(TIMEOUT_MS);
+    if (record) return record.clusterId;
+    const clusterId = randomUUID();
+    const first = {
+      clusterId,
+      epoch: 0n,
+      holder: undefined,
+      heartbeat: 0n,
+      ttlMs: 0,
+      positions: {},
+      syncSet: [],
+      handoffTo: undefined,
+    };
+    if ((await adapter.compareAndSet(version, first, TIMEOUT_MS)) !== undefined) return clusterId;
+  }
+}

@@ -1,0 +1,30 @@
+import type { Config } from '../config/load.js';
+import { formatAddress } from '../config/values.js';
+import { KiteError } from '../errors.js';
+import { openLocalLease } from '../lease/local.js';
+import { staticLease } from '../lease/static.js';
+import type { LeaseAdapter } from '../lease/types.js';
+import { staticClusterId } from './cluster-id.js';
+
+/** The adapter of `lease.type`. */
+export function openLease(config: Config, nodeId: string, highestEpoch: bigint): LeaseAdapter {
+  switch (config.lease.type) {
+    case 'local':
+      return openLocalLease({ path: config.lease.path, nodeId });
+    case 'static':
+      return staticLease({
+        clusterId: config.cluster.id ?? staticClusterId(config),
+        highestEpoch,
+        ...(config.lease.candidate || !config.lease.primary
+          ? {}
+          : {
+              primary: {
+                advertiseUrl: config.lease.advertiseUrl,
+                peerAddress: formatAddress(config.lease.primary),
+              },
+            }),
+      });
+    case 'consul':
+      throw new KiteError('ERR_CONFIG_INVALID', 'lease.type consul comes with the next version');
+  }
+}

@@ -1,0 +1,538 @@
+import { createReadStream } from 'node:fs';
+import { mkdir, rm, stat } from 'node:fs/promises';
+import { randomUUID } from 'node:crypto';
+import { hostname } from 'node:os';
+import { join } from 'node:path';
+import { Applier } from '../applier/applier.js';
+import type { ApplierEvent } from '../applier/messages.js';
+import { Capture } from '../capture/capture.js';
+import type { Config } from '../config/load.js';
+import { formatAddress } from '../config/values.js';
+import { KiteError, toKiteError } from '../errors.js';
+import { ControlBlock, MountState } from '../fuse/control-block.js';
+import { Mount, type MountEvent, type MountHandle } from '../fuse/mount.js';
+import { AdminServer } from '../http/server.js';
+import type { ExportedDatabase, NodeApi } from '../http/node-api.js';
+import { Lease } from '../lease/lease.js';
+import type { LeaseEvent, LeaseHolder, LeasePositions } from '../lease/types.js';
+import { formatPosition, NO_POSITION } from '../ltx/position.js';
+import type { Logger } from '../observability/log.js';
+import { Metrics } from '../observability/metrics.js';
+import type { NodeRole, NodeStatus } from '../observability/node-status.js';
+import type { ReplicationClientEvent } from '../replication/client.js';
+import { ReplicationServer, type PrimaryRole, type ReplicaEvent } from '../replication/server.js';
+import { DataDirectory } from '../store/data-directory.js';
+import { monotonicMs } from '../util/clock.js';
+import { joinCluster } from './cluster-id.js';
+import { EventLog } from './event-log.js';
+import type { Guard } from './guard.js';
+import { handOff } from './hand-off.js';
+import { openLease } from './lease-kinds.js';
+import { NodeStore } from './node-store.js';
+import { Retention } from './retention.js';
+import { RoleSwitch } from './role.js';
+import { specialFile } from './special-files.js';
+import { makeStatus } from './status.js';
+
+/** One node: puts the parts together, and carries the lease's decisions out. */
+export class Node implements NodeApi {
+  readonly #config: Config;
+  readonly #logger: Logger;
+  readonly #control = new ControlBlock();
+  readonly #events: EventLog;
+  readonly #metrics: Metrics;
+  readonly #data: DataDirectory;
+  /** What is undone at the end, in reverse order of how it was made. */
+  readonly #undo: (() => Promise<void> | void)[] = [];
+  #capture!: Capture;
+  #mount!: MountHandle;
+  #applier!: Applier;
+  #store!: NodeStore;
+  #server!: ReplicationServer;
+  #roles!: RoleSwitch;
+  #lease: Lease | undefined;
+  #role: NodeRole = 'starting';
+  #holder: LeaseHolder | undefined;
+  /** Set once the databases were caught up, or there was nothing to catch up with. */
+  #wasReady = false;
+  #onReady: (() => void) | undefined;
+  #onFatal: ((error: KiteError) => void) | undefined;
+
+  private constructor(config: Config, logger: Logger, data: DataDirectory) {
+    this.#config = config;
+    this.#logger = logger;
+    this.#data = data;
+    this.#events = new EventLog(logger, (event) => this.#metrics.events.inc({ kind: event.kind }));
+    this.#metrics = new Metrics(() => this.status());
+  }
+
+  /**
+   * Starts a node: data directory, mount, recovery, peers, lease, admin server; resolves when the mount serves and the
+   * lease is watched. `guard` is told of the mount. On an error everything that was started is undone.
+   */
+  static async start(config: Config, logger: Logger, guard: Guard): Promise<Node> {
+    const data = DataDirectory.open(config.data.dir, {
+      nodeId: config.node.id ?? `${hostname()}-${randomUUID().slice(0, 8)}`,
+    });
+    const node = new Node(config, logger, data);
+    node.#undo.push(() => data.close());
+    try {
+      await node.#start(guard);
+      return node;
+    } catch (error) {
+      await node.#undoAll();
+      throw error;
+    }
+  }
+
+  async #start(guard: Guard): Promise<void> {
+    const { config } = { config: this.#config };
+    const tmpDir = join(config.data.dir, 'tmp');
+    await rm(tmpDir, { recursive: true, force: true });
+    await mkdir(tmpDir, { recursive: true });
+    const nodeId = this.#data.node.nodeId;
+    const adapter = openLease(config, nodeId, this.#data.node.epoch);
+    this.#undo.push(() => adapter.close());
+    const clusterId = await joinCluster(this.#data, config, adapter);
+
+    this.#capture = await Capture.start({
+      dataDir: config.data.dir,
+      nodeId,
+      control: this.#control.buffer,
+    });
+    this.#undo.push(() => this.#capture.stop());
+    this.#capture.on('died', (error) => this.#fatal(error));
+    this.#store = new NodeStore({
+      data: this.#data,
+      capture: this.#capture,
+      events: this.#events,
+      isPrimary: () => this.#role === 'primary' || this.#role === 'fenced',
+      onResyncNeeded: () => void this.#roles.reconnect().catch((error: unknown) => this.#trouble(error)),
+    });
+    this.#store.openLogs({ repair: true });
+    this.#undo.push(() => this.#store.close());
+    this.#count();
+
+    const { uid, gid, mode, allowOther, otherFiles, driver, dir } = config.fuse;
+    this.#mount = await Mount.start({
+      mountDir: dir,
+      dataDir: config.data.dir,
+      driver,
+      control: this.#control.buffer,
+      captureEndpoint: await this.#capture.gateEndpoint(),
+      otherFiles,
+      allowOther,
+      candidate: config.lease.candidate,
+      uid,
+      gid,
+      fileMode: mode,
+      special: async (path) => specialFile(path, { status: () => this.status(), connected: this.#connected }),
+      onEvent: (event) => this.#onMountEvent(event),
+    });
+    this.#undo.push(() => this.#mount.stop());
+    this.#capture.setWaker(this.#mount.waker);
+    guard.mounted(dir);
+
+    this.#applier = await Applier.start({
+      mountDir: dir,
+      dataDir: config.data.dir,
+      logger: this.#logger,
+      arm: async (names) => {
+        const pid = this.#applier.pid;
+        for (const path of names) if (pid !== undefined) await this.#mount.armApplier({ pid, path });
+      },
+      onStart: (pid) => void this.#mount.armApplier({ pid }).catch((error: unknown) => this.#trouble(error)),
+      onRestart: () => {
+        this.#metrics.applierRestarts.inc();
+        this.#store.applierRestarted();
+      },
+      onEvent: (event) => this.#onApplierEvent(event),
+    });
+    this.#undo.push(() => this.#applier.stop());
+
+    this.#roles = new RoleSwitch({
+      data: this.#data,
+      control: this.#control,
+      capture: this.#capture,
+      applier: this.#applier,
+      mount: this.#mount,
+      store: this.#store,
+      events: this.#events,
+      client: {
+        store: this.#store,
+        secret: config.peer.secret,
+        onHigherEpoch: (epoch) => this.#data.updateNode({ epoch }),
+        onEvent: (event) => this.#onClientEvent(event),
+      },
+    });
+    await this.#roles.recover();
+    this.#undo.push(() => this.#roles.stop());
+
+    this.#server = await ReplicationServer.start({
+      address: formatAddress(config.peer.addr),
+      store: this.#store,
+      role: () => this.#primaryRole(),
+      secret: config.peer.secret,
+      onHigherEpoch: (epoch) => this.#onHigherEpoch(epoch),
+      onEvent: (event) => this.#onReplicaEvent(event),
+    });
+    this.#undo.push(() => this.#server.stop());
+
+    const admin = await AdminServer.listen({
+      address: config.http.addr,
+      node: this,
+      metrics: this.#metrics,
+      logger: this.#logger,
+      importDir: tmpDir,
+      maxImportBytes: config.http.maxImportBytes,
+    });
+    this.#undo.push(() => admin.close());
+
+    this.#lease = new Lease({
+      adapter,
+      clusterId,
+      node: {
+        nodeId,
+        advertiseUrl: config.lease.advertiseUrl,
+        peerAddress: config.peer.advertise,
+        candidate: config.lease.candidate,
+        region: config.node.region,
+        priority: config.node.priority,
+      },
+      highestEpoch: this.#data.node.epoch,
+      positions: () => this.#leasePositions(),
+      ttlMs: config.lease.ttlMs,
+      electionWaitMs: config.lease.electionWaitMs,
+      onEvent: (event) => this.#onLeaseEvent(event),
+    });
+    this.#lease.start();
+
+    const retention = new Retention(
+      {
+        databases: () => this.#store.databases(),
+        position: (name) => this.#store.appliedPosition(name),
+        removeBefore: async (name, txid) => void this.#store.removeBefore(name, txid),
+      },
+      config.data.retentionMs,
+    );
+    const timer = setInterval(
+      () => void retention.run(monotonicMs()).catch((error: unknown) => this.#trouble(error)),
+      config.data.retentionMonitorIntervalMs,
+    );
+    this.#undo.push(() => clearInterval(timer));
+  }
+
+  /** Resolves when the node is ready for an application: the mount serves a known role and was caught up once. */
+  async ready(): Promise<void> {
+    if (this.#isReady()) return;
+    await new Promise<void>((resolve) => {
+      this.#onReady = resolve;
+    });
+  }
+
+  /** Calls back when the node cannot go on (its capture thread died, its mount was taken away). */
+  onFatal(listener: (error: KiteError) => void): void {
+    this.#onFatal = listener;
+  }
+
+  /** A clean stop: hands the lease over when it can, so that no other node has to wait for it. Never throws. */
+  async stop(): Promise<void> {
+    const wasPrimary = this.#role === 'primary';
+    try {
+      if (wasPrimary && this.#lease) {
+        await handOff({
+          lease: this.#lease,
+          applier: this.#applier,
+          store: this.#store,
+          server: this.#server,
+          events: this.#events,
+          candidates: () => this.#lease?.members ?? [],
+        });
+      }
+      this.#role = 'stopping';
+      this.#control.deadlineNs = 0n;
+      await this.#lease?.release();
+    } catch (error) {
+      this.#trouble(error);
+    }
+    this.#role = 'stopping';
+    await this.#undoAll();
+  }
+
+  async #undoAll(): Promise<void> {
+    for (const undo of this.#undo.splice(0).toReversed()) {
+      try {
+        await undo();
+      } catch (error) {
+        this.#trouble(error);
+      }
+    }
+  }
+
+  // --- what others ask
+
+  status(): NodeStatus {
+    return makeStatus({
+      config: this.#config,
+      control: this.#control,
+      store: this.#store,
+      clusterId: this.#data.clusterId ?? '',
+      role: this.#role,
+      ready: this.#isReady(),
+      holder: this.#holder,
+      members: this.#lease?.members ?? [],
+      client: this.#roles?.client,
+      replicas: this.#server?.replicas() ?? [],
+      otherFiles: [],
+      events: this.#events.recent(),
+    });
+  }
+
+  async exportDatabase(name: string): Promise<ExportedDatabase> {
+    if (!this.#exists(name)) {
+      throw new KiteError('ERR_HTTP_NOT_FOUND', `there is no database ${name} on this node`);
+    }
+    const path = join(this.#config.data.dir, 'tmp', randomUUID());
+    await this.#applier.export(name, path);
+    const { size } = await stat(path);
+    return {
+      sizeBytes: size,
+      async *chunks() {
+        try {
+          yield* createReadStream(path, { highWaterMark: 256 << 10 }) as AsyncIterable<Buffer>;
+        } finally {
+          await rm(path, { force: true });
+        }
+      },
+    };
+  }
+
+  async importDatabase(name: string, path: string): Promise<string> {
+    if (this.#role !== 'primary') {
+      const where = this.#holder
+        ? `; the primary is ${this.#holder.nodeId} (${this.#holder.advertiseUrl})`
+        : '';
+      throw new KiteError('ERR_DAEMON_NOT_PRIMARY', `this node is not the primary${where}`);
+    }
+    await this.#applier.import(name, path);
+    const position = await this.#capture.position(name);
+    return formatPosition(position ?? NO_POSITION);
+  }
+
+  // --- role
+
+  #onLeaseEvent(event: LeaseEvent): void {
+    switch (event.kind) {
+      case 'won':
+        this.#events.add('won', `the lease is ours, epoch ${event.epoch}: ${event.reason}`);
+        for (const behind of event.behind) {
+          this.#events.add('behind', `the last primary had more: ${behind}`, { level: 'warn' });
+        }
+        this.#roles.becomePrimary(event.epoch).then(
+          () => this.#lease?.ready(event.epoch),
+          (error: unknown) => {
+            this.#trouble(error);
+            this.#lease?.giveUp(toKiteError(error).message);
+          },
+        );
+        break;
+      case 'primary':
+        // The deadline before the state: the mount must never see a primary without one.
+        this.#control.epoch = event.epoch;
+        this.#control.deadlineNs = event.deadlineNs;
+        this.#control.state = MountState.primary;
+        this.#setRole('primary', undefined);
+        this.#events.add('primary', `this node is the primary, epoch ${event.epoch}: ${event.reason}`);
+        break;
+      case 'renewed':
+        this.#control.deadlineNs = event.deadlineNs;
+        break;
+      case 'fenced':
+        this.#control.deadlineNs = 0n;
+        this.#setRole('fenced', undefined);
+        this.#events.add('fenced', `writes are refused: ${event.reason}`, { level: 'warn' });
+        break;
+      case 'replica':
+        this.#control.deadlineNs = 0n;
+        this.#data.updateNode({ epoch: event.epoch });
+        this.#setRole('replica', event.of);
+        this.#events.add('replica', event.reason);
+        this.#roles.becomeReplica(event.of).catch((error: unknown) => this.#trouble(error));
+        break;
+      case 'refused':
+        this.#events.add('refused', event.reason, { level: 'error' });
+        if (event.fatal) this.#fatal(new KiteError(event.code, event.reason));
+        break;
+      default:
+        this.#events.add(event.kind, event.reason);
+    }
+  }
+
+  #setRole(role: NodeRole, holder: LeaseHolder | undefined): void {
+    if (this.#role === 'stopping') return;
+    this.#role = role;
+    this.#holder = role === 'replica' ? holder : this.#ownHolder();
+    void this.#mount.changed().catch((error: unknown) => this.#trouble(error));
+    this.#server.roleChanged();
+    this.#lookIfReady();
+  }
+
+  #ownHolder(): LeaseHolder | undefined {
+    return this.#lease?.record?.holder;
+  }
+
+  #primaryRole(): PrimaryRole {
+    if (this.#role === 'primary' || this.#role === 'fenced') {
+      return { primary: true, epoch: this.#control.epoch, leaseValid: this.#control.mayWrite() };
+    }
+    return { primary: false, holder: this.#holder };
+  }
+
+  /** A peer has proved that a higher epoch exists: this node is not the primary any more, whatever it believes. */
+  #onHigherEpoch(epoch: bigint): void {
+    this.#data.updateNode({ epoch });
+    if (this.#role !== 'primary' || this.#control.epoch >= epoch) return;
+    this.#control.deadlineNs = 0n;
+    this.#events.add('fenced', `a peer knows epoch ${epoch}`, { level: 'warn' });
+  }
+
+  #leasePositions(): LeasePositions {
+    const positions: Record<string, string> = {};
+    for (const name of this.#store.databases()) {
+      const position = this.#store.position(name);
+      if (position) positions[name] = `${position.epoch}:${position.txid}`;
+    }
+    return positions;
+  }
+
+  // --- readiness
+
+  get #connected(): boolean {
+    return this.#roles?.client?.status().connected ?? false;
+  }
+
+  #isReady(): boolean {
+    if (this.#role === 'primary') this.#wasReady = true;
+    if (this.#role === 'replica' && !this.#wasReady) this.#wasReady = this.#isCaughtUp();
+    return (
+      this.#wasReady && (this.#role === 'primary' || this.#role === 'replica' || this.#role === 'fenced')
+    );
+  }
+
+  #isCaughtUp(): boolean {
+    const client = this.#roles.client;
+    if (!client?.status().synced) return false;
+    return this.#store.databases().every((name) => client.freshness(name)?.maxAgeMs !== undefined);
+  }
+
+  #lookIfReady(): void {
+    if (!this.#onReady || !this.#isReady()) return;
+    this.#onReady();
+    this.#onReady = undefined;
+  }
+
+  // --- what the parts tell
+
+  #count(): void {
+    this.#store.subscribe((change) => {
+      if (change.kind === 'applied') this.#lookIfReady();
+      if (change.kind !== 'transaction') return;
+      const { name, file } = change;
+      const transactions = Number(file.maxTxid - file.minTxid) + 1;
+      if (this.#role === 'primary') {
+        this.#metrics.commits.inc({ db: name }, transactions);
+        this.#metrics.commitBytes.inc({ db: name }, file.sizeBytes);
+      } else if (file.minTxid > 1n) {
+        this.#metrics.applied.inc({ db: name }, transactions);
+      }
+    });
+  }
+
+  #onMountEvent(event: MountEvent): void {
+    switch (event.type) {
+      case 'refused':
+        this.#metrics.refused.inc({ reason: event.reason }, event.count);
+        this.#logger.warn({ name: event.name, reason: event.reason, count: event.count }, event.message);
+        break;
+      case 'gone':
+        this.#fatal(
+          new KiteError('ERR_MOUNT_GONE', `${this.#config.fuse.dir} was unmounted by somebody else`),
+        );
+        break;
+      case 'error':
+        this.#logger.error(event.message);
+        break;
+      default:
+        this.#logger.debug({ ...event }, `database ${event.type}`);
+    }
+  }
+
+  #onApplierEvent(event: ApplierEvent): void {
+    if (event.kind !== 'blocked') return;
+    const { name, waitedMs, holder } = event;
+    const who = holder ? `process ${holder.pid} (${holder.command})` : 'another process';
+    this.#events.add(
+      'apply-blocked',
+      `${who} has kept the write lock of ${name} for ${Math.round(waitedMs)} ms`,
+      {
+        database: name,
+        level: 'warn',
+      },
+    );
+  }
+
+  #onClientEvent(event: ReplicationClientEvent): void {
+    switch (event.kind) {
+      case 'connected':
+        this.#events.add('connected', `following ${event.primaryNodeId}, epoch ${event.epoch}`);
+        break;
+      case 'disconnected':
+        this.#logger.info({ retryMs: event.retryMs }, `not connected to the primary: ${event.error.message}`);
+        break;
+      case 'database-failed':
+        this.#events.add('stream-failed', event.error.describe(), { database: event.name, level: 'warn' });
+        break;
+    }
+    this.#lookIfReady();
+  }
+
+  #onReplicaEvent(event: ReplicaEvent): void {
+    switch (event.kind) {
+      case 'connected':
+        this.#events.add('replica-connected', `${event.nodeId} follows this node`);
+        break;
+      case 'disconnected':
+        this.#events.add('replica-disconnected', `${event.nodeId}: ${event.reason}`);
+        break;
+      case 'refused':
+        this.#events.add('peer-refused', `${event.peer}: ${event.reason}`, { level: 'warn' });
+        break;
+      case 'database-failed':
+        this.#events.add('replica-failed', `${event.nodeId}: ${event.reason}`, {
+          database: event.name,
+          level: 'warn',
+        });
+        break;
+      case 'acknowledged':
+        break;
+    }
+  }
+
+  #exists(name: string): boolean {
+    const last = this.#store.lastFile(name);
+    return last !== undefined && last.commitPages > 0;
+  }
+
+  #fatal(error: KiteError): void {
+    if (this.#role === 'stopping') return;
+    // Whatever is wrong, nothing may be acknowledged from here on.
+    this.#control.deadlineNs = 0n;
+    this.#events.add('fatal', error.describe(), { level: 'error' });
+    this.#onFatal?.(error);
+  }
+
+  #trouble(thrown: unknown): void {
+    const error = toKiteError(thrown);
+    this.#logger.error({ err: error, code: error.code }, error.message);
+  }
+}

@@ -1,0 +1,182 @@
+import type { Applier } from '../applier/applier.js';
+import type { Capture } from '../capture/capture.js';
+import { KiteError, toKiteError } from '../errors.js';
+import { type ControlBlock, MountState } from '../fuse/control-block.js';
+import type { MountHandle } from '../fuse/mount.js';
+import type { LeaseHolder } from '../lease/types.js';
+import { ReplicationClient, type ReplicationClientOptions } from '../replication/client.js';
+import type { DataDirectory } from '../store/data-directory.js';
+import type { EventLog } from './event-log.js';
+import type { NodeStore } from './node-store.js';
+
+/** How long a winner of the lease may take to apply what it has received before it gives the lease up. */
+const CATCH_UP_LIMIT_MS = 10_000;
+
+export interface RoleParts {
+  readonly data: DataDirectory;
+  readonly control: ControlBlock;
+  readonly capture: Capture;
+  readonly applier: Applier;
+  readonly mount: MountHandle;
+  readonly store: NodeStore;
+  readonly events: EventLog;
+  readonly client: Omit<ReplicationClientOptions, 'primaryAddress'>;
+}
+
+/**
+ * Makes this node a primary or a replica. One change at a time, in the order in which the lease decided. The
+ * write permission of the mount is not kept here: the lease's events set it at once, this only follows.
+ */
+export class RoleSwitch {
+  readonly #parts: RoleParts;
+  /** capture: it has the databases; applier: it follows; none: at start, or between the two. */
+  #owner: 'none' | 'capture' | 'applier' = 'none';
+  #client: ReplicationClient | undefined;
+  #followed: LeaseHolder | undefined;
+  #turn: Promise<void> = Promise.resolve();
+
+  constructor(parts: RoleParts) {
+    this.#parts = parts;
+  }
+
+  get client(): ReplicationClient | undefined {
+    return this.#client;
+  }
+
+  /** Runs changes one after the other; a failed one does not stop the next. */
+  #inTurn<T>(change: () => Promise<T>): Promise<T> {
+    const result = this.#turn.then(change);
+    this.#turn = result.then(
+      () => undefined,
+      () => undefined,
+    );
+    return result;
+  }
+
+  /**
+   * Recovery at start, while the mount is closed to others (DESIGN §3): what the WAL holds and the log lacks goes
+   * to the log first, only then may SQLite touch the files (trap 7).
+   */
+  async recover(): Promise<void> {
+    const { data, capture, applier, store, events } = this.#parts;
+    if (data.node.wasPrimary) {
+      for (const name of data.names()) {
+        try {
+          await capture.recover(name);
+          await applier.recover(name);
+        } catch (thrown) {
+          const error = toKiteError(thrown);
+          events.add('database-failed', error.describe(), { database: name, level: 'error' });
+          store.setError(name, error);
+        }
+      }
+    }
+    await store.reopenLogs();
+  }
+
+  /**
+   * This node has won the lease: everything received is applied, then capture takes the databases. Rejects when it
+   * cannot be primary now; it is then as it was.
+   */
+  becomePrimary(epoch: bigint): Promise<void> {
+    return this.#inTurn(async () => {
+      const { data, capture, applier, store, events } = this.#parts;
+      await this.#unfollowPrimary();
+      if (this.#owner === 'none' && !data.node.wasPrimary) this.#follow();
+      if (this.#owner === 'applier') {
+        await withLimit(store.drained(), CATCH_UP_LIMIT_MS, 'what was received could not be applied in time');
+        const troubled = store.troubled();
+        if (troubled.length > 0) {
+          throw new KiteError(
+            'ERR_DAEMON_NOT_READY',
+            `these databases are not whole here: ${troubled.join(', ')}`,
+          );
+        }
+        // The applier's lasting connections would make journal-mode switches of applications fail (trap 18).
+        await store.unfollow();
+        await applier.closeAll();
+      }
+      // Kept before the first write: after a crash this node must know that its WALs may hold more than its logs.
+      data.updateNode({ epoch, wasPrimary: true });
+      this.#owner = 'capture';
+      for (const database of await capture.promote(epoch)) {
+        if (!database.error) continue;
+        const error = new KiteError(database.error.code, database.error.message);
+        events.add('database-failed', error.describe(), { database: database.name, level: 'error' });
+        store.setError(database.name, error);
+      }
+    });
+  }
+
+  /** Somebody else is primary, or nobody is known to be. */
+  becomeReplica(holder: LeaseHolder | undefined): Promise<void> {
+    return this.#inTurn(async () => {
+      const { data, control, capture, store, mount } = this.#parts;
+      if (this.#owner === 'capture') {
+        await this.#unfollowPrimary();
+        await capture.demote();
+        await store.reopenLogs();
+        this.#owner = 'none';
+      }
+      // From here on the mount takes only the applier's writes.
+      control.state = MountState.replica;
+      await mount.changed();
+      if (this.#owner === 'none') this.#follow();
+      data.updateNode({ wasPrimary: false });
+      await this.#followPrimary(holder);
+    });
+  }
+
+  /** A database needs a snapshot: the primary learns it from a new hello. */
+  async reconnect(): Promise<void> {
+    const holder = this.#followed;
+    await this.#inTurn(async () => {
+      if (this.#owner !== 'applier' || !holder) return;
+      await this.#unfollowPrimary();
+      await this.#followPrimary(holder);
+    });
+  }
+
+  /** Lets go of everything, for a clean stop. */
+  stop(): Promise<void> {
+    return this.#inTurn(async () => {
+      await this.#unfollowPrimary();
+      await this.#parts.store.unfollow();
+      this.#owner = 'none';
+    });
+  }
+
+  #follow(): void {
+    this.#parts.store.follow(this.#parts.applier);
+    this.#owner = 'applier';
+  }
+
+  async #followPrimary(holder: LeaseHolder | undefined): Promise<void> {
+    const same =
+      holder && this.#followed?.nodeId === holder.nodeId && this.#followed.peerAddress === holder.peerAddress;
+    if (same && this.#client) return;
+    await this.#unfollowPrimary();
+    if (!holder) return;
+    this.#followed = holder;
+    this.#client = ReplicationClient.start({ ...this.#parts.client, primaryAddress: holder.peerAddress });
+  }
+
+  async #unfollowPrimary(): Promise<void> {
+    const client = this.#client;
+    this.#client = undefined;
+    this.#followed = undefined;
+    await client?.stop();
+  }
+}
+
+async function withLimit(work: Promise<void>, limitMs: number, what: string): Promise<void> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new KiteError('ERR_DAEMON_NOT_READY', what)), limitMs);
+  });
+  try {
+    await Promise.race([work, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}

@@ -1,0 +1,97 @@
+import { statSync } from 'node:fs';
+import type { Config } from '../config/load.js';
+import { MountState, type ControlBlock } from '../fuse/control-block.js';
+import type { LeaseHolder, Member } from '../lease/types.js';
+import { formatPosition, NO_POSITION } from '../ltx/position.js';
+import type { DatabaseStatus, NodeEvent, NodeRole, NodeStatus } from '../observability/node-status.js';
+import type { ReplicationClient } from '../replication/client.js';
+import type { ReplicaStatus } from '../replication/server.js';
+import { databasePaths } from '../store/data-directory.js';
+import { monotonicNs } from '../util/clock.js';
+import { VERSION } from '../util/version.js';
+import type { NodeStore } from './node-store.js';
+
+/** What a status is made from. */
+export interface StatusSources {
+  readonly config: Config;
+  readonly control: ControlBlock;
+  readonly store: NodeStore;
+  readonly clusterId: string;
+  readonly role: NodeRole;
+  readonly ready: boolean;
+  readonly holder: LeaseHolder | undefined;
+  readonly members: readonly Member[];
+  readonly client: ReplicationClient | undefined;
+  readonly replicas: readonly ReplicaStatus[];
+  readonly otherFiles: readonly string[];
+  readonly events: readonly NodeEvent[];
+}
+
+export function makeStatus(from: StatusSources): NodeStatus {
+  const { config, control, store, role, holder, members, replicas } = from;
+  const isPrimary = role === 'primary';
+  const connected = new Set(replicas.map((replica) => replica.nodeId));
+  return {
+    version: VERSION,
+    nodeId: store.nodeId,
+    clusterId: from.clusterId,
+    role,
+    ready: from.ready,
+    candidate: config.lease.candidate,
+    region: config.node.region,
+    epoch: String(store.epoch()),
+    primary: holder && {
+      nodeId: holder.nodeId,
+      advertiseUrl: holder.advertiseUrl,
+      peerAddress: holder.peerAddress,
+    },
+    leaseRemainingMs: isPrimary ? remainingMs(control) : undefined,
+    mount: { dir: config.fuse.dir, driver: config.fuse.driver },
+    dataDir: config.data.dir,
+    databases: store.databases().flatMap((name) => databaseStatus(name, from) ?? []),
+    otherFiles: from.otherFiles,
+    members: members.map(({ nodeId, advertiseUrl, peerAddress, candidate, region, priority }) => ({
+      nodeId,
+      advertiseUrl,
+      peerAddress,
+      candidate,
+      region,
+      priority,
+      connected: connected.has(nodeId),
+    })),
+    events: from.events,
+  };
+}
+
+/** A database; undefined when it was dropped and only its log is left. */
+function databaseStatus(
+  name: string,
+  { store, client, role, config }: StatusSources,
+): DatabaseStatus | undefined {
+  const last = store.lastFile(name);
+  if (!last || last.commitPages === 0) return undefined;
+  const paths = databasePaths(config.data.dir, name);
+  const isPrimary = role === 'primary';
+  const freshness = isPrimary ? undefined : client?.freshness(name);
+  return {
+    name,
+    position: formatPosition(store.position(name) ?? NO_POSITION),
+    appliedPosition: formatPosition(store.appliedPosition(name) ?? NO_POSITION),
+    lagTransactions: freshness?.lagTransactions ?? 0,
+    maxAgeMs: isPrimary ? 0 : freshness?.maxAgeMs,
+    sizeBytes: last.commitPages * last.pageSize,
+    logFiles: store.logFileCount(name),
+    logBytes: store.logBytes(name),
+    walBytes: sizeOf(paths.wal),
+    error: store.error(name)?.describe(),
+  };
+}
+
+export function remainingMs(control: ControlBlock): number {
+  if (control.state !== MountState.primary) return 0;
+  return Math.max(0, Number(control.deadlineNs - monotonicNs()) / 1e6);
+}
+
+function sizeOf(path: string): number {
+  return statSync(path, { throwIfNoEntry: false })?.size ?? 0;
+}
