@@ -66,6 +66,7 @@ export const ERRORS = {
   ERR_CAPTURE_UNKNOWN: row('Check the name of the database with `kitefs status`.', { http: 404, grpc: 5 }),
 
   ERR_CLI_CHECKS: row('Follow what each line says, then look again with `kitefs doctor`.'),
+  ERR_CLI_DEMO: row('Look into the log that is named; `kitefs doctor` checks the machine.'),
   ERR_CLI_FILE: row('Check the path and its permissions.'),
   ERR_CLI_UNREACHABLE: row('Check that the node runs and that -url is its http.addr.', { retry: true }),
   ERR_CLI_USAGE: row('See `kitefs --help`.', { exit: 2 }),
@@ -74,6 +75,16 @@ export const ERRORS = {
   ERR_CONFIG_INVALID: row('Correct the lines named (docs/configuration.md).', { exit: 2 }),
 
   ERR_DAEMON_GUARD: row('Look into the log; start the node again.'),
+  ERR_DAEMON_NOT_PRIMARY: row('Ask the primary; `kitefs status` names it.', {
+    retry: true,
+    http: 409,
+    grpc: 9,
+  }),
+  ERR_DAEMON_NOT_READY: row('Nothing: the lease goes to another node, or to this one a little later.', {
+    retry: true,
+    http: 503,
+    grpc: 14,
+  }),
   ERR_DAEMON_PORT: row('Choose another address, or end what listens there.', { exit: 2 }),
 
   ERR_HTTP_LOOPBACK: row('Call it on the node itself, through 127.0.0.1.', { http: 403, grpc: 7 }),

@@ -1,6 +1,6 @@
 import { dirname } from 'node:path';
 import type { Config } from './load.js';
-import { isLoopback, parseAddress } from './values.js';
+import { isLoopback } from './values.js';
 
 /** A rule over several settings that does not hold; `key` is the setting to look at. */
 export interface BrokenRule {
@@ -47,11 +47,6 @@ export function checkConfig(config: Config): BrokenRule[] {
     'peer.addr',
     isLoopback(peer.addr.host) || peer.secret !== undefined,
     'peer.addr: other machines are let in only with peer.secret; set it on every node, or listen on 127.0.0.1',
-  );
-  rule(
-    'peer.advertise',
-    parseAddress(peer.advertise) !== undefined,
-    'peer.advertise: expected an address such as node1:20203',
   );
   rule(
     'peer.secret',

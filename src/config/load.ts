@@ -139,7 +139,7 @@ function complete(given: GivenConfig) {
       gid: fuse.gid ?? process.getgid?.() ?? 0,
     },
     data: { ...data, dir: dataDir },
-    peer: { ...peer, advertise: peer.advertise ?? formatAddress(advertised) },
+    peer: { ...peer, advertise: formatAddress(peer.advertise ?? advertised) },
     lease: {
       ...lease,
       advertiseUrl,

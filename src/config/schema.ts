@@ -24,8 +24,10 @@ interface About {
   readonly doc: string;
   /** What a value looks like. */
   readonly form: string;
-  /** The default as one would write it, or in words when it is worked out. */
+  /** The default as one would write it. */
   readonly default: string | undefined;
+  /** In words, for a value that is worked out from others when it is not given. */
+  readonly derived: string | undefined;
   /** A key that is read and does nothing: why, said wherever it is set. */
   readonly noEffect: string | undefined;
   readonly secret: boolean;
@@ -53,7 +55,8 @@ function kind<T>(form: string, parse: Parser<T>) {
     return type.register(registry, {
       doc,
       form,
-      default: options.default ?? options.derived,
+      default: options.default,
+      derived: options.derived,
       noEffect: options.noEffect,
       secret: options.secret ?? false,
       isSwitch: (parse as unknown) === parseBoolean,

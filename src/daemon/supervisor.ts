@@ -51,12 +51,12 @@ export class Supervisor {
     killGroup(this.#child?.pid, signal);
   }
 
-  /** Asks the running command to end, and after `graceMs` ends it; resolves when the whole group is gone. */
-  async stop(graceMs: number): Promise<void> {
+  /** Asks the running command to end by `signal`, and after `graceMs` ends it; resolves when the whole group is gone. */
+  async stop(graceMs: number, signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
     this.#stopping = true;
     const groupId = this.#child?.pid;
     if (groupId === undefined) return;
-    killGroup(groupId, 'SIGTERM');
+    killGroup(groupId, signal);
     if (!(await groupEnds(groupId, graceMs))) {
       this.#options.logger.warn({ group: groupId }, 'the application did not end in time and is killed');
       killGroup(groupId, 'SIGKILL');

@@ -1,0 +1,59 @@
+import type { Command } from 'commander';
+import { Option } from 'commander';
+import { loadConfig, type LoadedConfig } from '../config/load.js';
+import { SETTINGS, type Setting } from '../config/schema.js';
+
+const SETTING_SWITCHES = new Set(SETTINGS.filter(({ isSwitch }) => isSwitch).map(({ key }) => `--${key}`));
+
+/**
+ * Takes the words of a command line; returns them with LiteFS's habits put into the usual form: long flags with
+ * one dash get two, and `--fuse.debug` says `--fuse.debug=true`. What follows `--` stays as it is.
+ */
+export function normaliseArguments(words: readonly string[]): string[] {
+  const end = words.indexOf('--');
+  const flags = end === -1 ? words : words.slice(0, end);
+  const rest = end === -1 ? [] : words.slice(end);
+  return [
+    ...flags.map((word) => {
+      const long = /^-[A-Za-z][^=]/.test(word) ? `-${word}` : word;
+      return SETTING_SWITCHES.has(long) ? `${long}=true` : long;
+    }),
+    ...rest,
+  ];
+}
+
+/** Gives a command -config and a flag for every setting. */
+export function addConfigOptions(command: Command): Command {
+  command.option('--config <file>', 'read this file and no other');
+  command.option('--no-expand-env', 'leave $NAME in the file as it is');
+  for (const setting of SETTINGS) command.addOption(optionOf(setting));
+  for (const flag of ['--debug', '--skip-unmount', '--tracing']) {
+    command.addOption(new Option(flag, 'as in LiteFS').hideHelp());
+  }
+  return command;
+}
+
+function optionOf(setting: Setting): Option {
+  const { key, doc, env, noEffect } = setting;
+  const otherwise = setting.default ?? setting.derived;
+  const said = otherwise ? ` Default: ${otherwise}.` : '';
+  const option = new Option(`--${key} <value>`, `${doc}${said} [${env}]`);
+  return noEffect === undefined ? option : option.hideHelp();
+}
+
+/** Reads the configuration that a command was given. Throws ERR_CONFIG_*. */
+export function configOf(command: Command): LoadedConfig {
+  const flags: Record<string, string> = {};
+  for (const option of command.options) {
+    const key = option.long?.slice(2) ?? '';
+    const value: unknown = command.getOptionValue(option.attributeName());
+    if (typeof value === 'string' && SETTINGS.some((setting) => setting.key === key)) flags[key] = value;
+  }
+  const {
+    config: file,
+    expandEnv,
+    debug,
+  } = command.opts<{ config?: string; expandEnv: boolean; debug?: boolean }>();
+  if (debug) flags['log.debug'] = 'true';
+  return loadConfig({ file, flags, expandEnv });
+}

@@ -1,0 +1,126 @@
+#!/usr/bin/env node
+import { Command, CommanderError } from 'commander';
+import { toKiteError } from '../errors.js';
+import { VERSION } from '../util/version.js';
+import { addConfigOptions, configOf, normaliseArguments } from './arguments.js';
+
+/**
+ * The command line. Each command's code is loaded when it is asked for. Exit codes: 0 done, 1 failed,
+ * 2 usage or configuration; `mount` ends with the code of the application that it supervises.
+ */
+
+const URL_OPTION = ['--url <url>', 'the node’s http.addr', 'http://127.0.0.1:20202'] as const;
+
+function program(): Command {
+  const kitefs = new Command('kitefs')
+    .description('A replicated filesystem for SQLite. Long flags are taken with one dash or two.')
+    .version(VERSION, '--version', 'print the version')
+    .helpOption('--help', 'print this help')
+    .helpCommand(false)
+    .exitOverride();
+
+  addConfigOptions(kitefs.command('mount').description('mount the databases and replicate them: the daemon'))
+    .argument('[command...]', 'after --: the application to run while mounted, instead of exec')
+    .action(async (words: string[], _options, command: Command) => {
+      const { mount } = await import('./mount.js');
+      process.exitCode = await mount(configOf(command), words);
+    });
+
+  kitefs
+    .command('demo')
+    .description('several nodes on this machine, to try things out')
+    .option('--dir <dir>', 'where everything is kept', './run')
+    .option('--nodes <count>', 'how many nodes', '2')
+    .action(async ({ dir, nodes }: { dir: string; nodes: string }) => {
+      const { demo } = await import('./demo.js');
+      process.exitCode = await demo(dir, nodes);
+    });
+
+  kitefs
+    .command('status')
+    .description('what a node says of itself')
+    .option(...URL_OPTION)
+    .option('--json', 'as JSON')
+    .action(async ({ url, json }: { url: string; json?: boolean }) => {
+      const { showStatus } = await import('./status.js');
+      await showStatus(url, json ?? false);
+    });
+
+  kitefs
+    .command('import')
+    .description('make a SQLite file the content of a database (on the primary)')
+    .argument('<path>', 'the file')
+    .option(...URL_OPTION)
+    .requiredOption('--name <name>', 'the database, as its path in the mount')
+    .action(async (path: string, { url, name }: { url: string; name: string }) => {
+      const { importFile } = await import('./transfer.js');
+      await importFile(url, name, path);
+    });
+
+  kitefs
+    .command('export')
+    .description('write a database to a SQLite file, replacing it')
+    .argument('<path>', 'the file')
+    .option(...URL_OPTION)
+    .requiredOption('--name <name>', 'the database, as its path in the mount')
+    .action(async (path: string, { url, name }: { url: string; name: string }) => {
+      const { exportFile } = await import('./transfer.js');
+      await exportFile(url, name, path);
+    });
+
+  const ltx = kitefs.command('ltx').description('look into the files of the transaction log');
+  ltx
+    .command('dump')
+    .description('show what LTX files hold')
+    .argument('<files...>')
+    .option('--json', 'as JSON')
+    .action(async (files: string[], { json }: { json?: boolean }) => {
+      const { dumpFiles } = await import('./ltx.js');
+      await dumpFiles(files, json ?? false);
+    });
+  ltx
+    .command('verify')
+    .description('check every byte of LTX files')
+    .argument('<files...>')
+    .action(async (files: string[]) => {
+      const { verifyFiles } = await import('./ltx.js');
+      process.exitCode = await verifyFiles(files);
+    });
+
+  const config = kitefs.command('config').description('look at the configuration');
+  addConfigOptions(
+    config.command('check').description('say what is wrong with it, and what has no effect'),
+  ).action(async (_options, command: Command) => {
+    const { checkConfiguration } = await import('./config.js');
+    checkConfiguration(configOf(command));
+  });
+  addConfigOptions(config.command('print').description('print every value and where it comes from')).action(
+    async (_options, command: Command) => {
+      const { printConfiguration } = await import('./config.js');
+      printConfiguration(configOf(command));
+    },
+  );
+
+  addConfigOptions(kitefs.command('doctor').description('check whether this machine can run a node')).action(
+    async (_options, command: Command) => {
+      const { doctor } = await import('./doctor.js');
+      process.exitCode = await doctor(() => configOf(command));
+    },
+  );
+  return kitefs;
+}
+
+try {
+  await program().parseAsync(normaliseArguments(process.argv.slice(2)), { from: 'user' });
+} catch (thrown) {
+  process.exitCode = exitCodeOf(thrown);
+}
+
+function exitCodeOf(thrown: unknown): number {
+  // Commander has said what was wrong; --help and --version come this way too.
+  if (thrown instanceof CommanderError) return thrown.exitCode === 0 ? 0 : 2;
+  const error = toKiteError(thrown);
+  process.stderr.write(`kitefs: ${error.message}\n${error.row.action} [${error.code}]\n`);
+  if (error.code === 'ERR_INTERNAL' && thrown instanceof Error) process.stderr.write(`${thrown.stack}\n`);
+  return error.row.exit;
+}
