@@ -1,6 +1,6 @@
 import type { LeaseAdapter, LeaseRecord, Member, VersionedRecord } from './types.js';
 
-/** A lease record and its members in this process's memory: for tests, and under `staticLease`. */
+/** A lease record and its members in this process's memory: for tests, and under the static lease. */
 export class MemoryLeaseStore {
   #record: LeaseRecord | undefined;
   #version = 0;
@@ -64,27 +64,4 @@ export class MemoryLeaseStore {
       },
     };
   }
-}
-
-/**
- * A lease without election: the configuration says who is primary, for ever. On the primary itself
- * give no `primary`; elsewhere its address. Replicas must run with `candidate: false`. They cannot learn
- * the epoch here: the `replica` event has the one given, the stream from the primary says the real one.
- */
-export function staticLease(options: {
-  clusterId: string;
-  highestEpoch: bigint;
-  primary?: { advertiseUrl: string; peerAddress: string };
-}): LeaseAdapter {
-  const { clusterId, highestEpoch, primary } = options;
-  return new MemoryLeaseStore({
-    clusterId,
-    epoch: highestEpoch,
-    holder: primary && { nodeId: 'static', incarnation: 'static', ...primary },
-    heartbeat: 0n,
-    ttlMs: 5000,
-    positions: {},
-    syncSet: [],
-    handoffTo: undefined,
-  }).connect();
 }
