@@ -1,15 +1,36 @@
+import { Crc64, MAX_PAGE_BYTES, PageCrc } from './crc64.js';
+
 /**
  * Checksums of pages and databases, as LTX defines them: a page's is bit 63 and the CRC-64/ISO of its number
  * (u32, big-endian) and bytes; a database's is the XOR of its pages', bit 63 set, the lock page left out.
  * Nothing here uses a bigint per page: a checksum is two uint32 halves.
  */
 
+const scratchBytes = Buffer.alloc(MAX_PAGE_BYTES);
+const scratchWords = new Int32Array(scratchBytes.buffer, scratchBytes.byteOffset, MAX_PAGE_BYTES / 4);
+const crc = new Crc64();
+const pageCrcs = new Map<number, PageCrc>();
+
 /**
  * Writes the checksum of a page to `out[at]` (high half) and `out[at + 1]` (low half). The page must have
- * an LTX page size. 0, 0 is never a page's checksum, so it can stand for "no page".
+ * an LTX page size. A page's checksum is never 0, 0 (bit 63), so that can stand for "no page".
  */
 export function pageChecksumInto(pgno: number, page: Uint8Array, out: Uint32Array, at: number): void {
-  throw new Error(`not yet ${pgno} ${page.length} ${out.length} ${at}`);
+  let pageCrc = pageCrcs.get(page.length);
+  if (!pageCrc) pageCrcs.set(page.length, (pageCrc = new PageCrc(page.length)));
+  // A page in a caller's buffer need not lie on a word's boundary; a copy is cheaper than reading it so.
+  scratchBytes.set(page);
+  pageCrc.compute(scratchWords);
+  checksumOfCrc(pgno, pageCrc, out, at);
+}
+
+/** As pageChecksumInto, for a page whose CRC was computed already. */
+export function checksumOfCrc(pgno: number, page: PageCrc, out: Uint32Array, at: number): void {
+  crc.reset();
+  crc.updateUint32(pgno);
+  crc.updatePage(page);
+  out[at] = crc.valueHigh | 0x80000000;
+  out[at + 1] = crc.valueLow;
 }
 
 /** The checksum of a page, bit 63 set. For hot paths use pageChecksumInto. */
