@@ -412,7 +412,7 @@ export class LeaseMachine {
       rivals: this.#membership.rivals(now, holder?.nodeId),
       formerRegion: members.find((member) => member.nodeId === holder?.nodeId)?.region,
     });
-    if (verdict.kind === 'take') return verdict;
+    if (verdict.kind === 'take') return { reason: verdict.reason, behind: verdict.behind };
     this.#wakeBy(verdict.untilMs);
     if (verdict.kind === 'wait' && this.#toldWaiting !== verdict.reason) {
       this.#toldWaiting = verdict.reason;

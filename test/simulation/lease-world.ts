@@ -1,0 +1,384 @@
+import { LeaseMachine } from '../../src/lease/lease-machine.js';
+import type { LeaseAnswer, LeaseCall, LeaseInput } from '../../src/lease/protocol.js';
+import type { LeaseEvent, LeaseRecord, Member, VersionedRecord } from '../../src/lease/types.js';
+import { Random } from './random.js';
+import { Timeline } from './timeline.js';
+
+const TTL_MS = 5000;
+const MARGIN_MS = 500;
+const BEAT_MS = TTL_MS / 5;
+/** Longest time that a message may be under way. */
+const STRAGGLE_MS = 1.5 * TTL_MS;
+const FAULTS_UNTIL_MS = 9 * TTL_MS;
+/** After the last fault a primary must be there within this. */
+const RECOVERY_MS = STRAGGLE_MS + 3 * (TTL_MS + MARGIN_MS);
+
+export interface SimulationResult {
+  readonly wins: number;
+  readonly handOffs: number;
+  /** From the end of the faults until a node was primary again. */
+  readonly recoveryMs: number;
+}
+
+interface Process {
+  readonly node: number;
+  readonly incarnation: string;
+  readonly machine: LeaseMachine;
+  readonly rate: number;
+  offsetMs: number;
+  alive: boolean;
+  /** Stopped or suspended until then; what happens meanwhile is delivered after. */
+  pausedUntilMs: number;
+  cutOffUntilMs: number;
+  suspended: boolean;
+  timer: number;
+  /** True time until which applications may write here. */
+  openUntilMs: number;
+}
+
+/**
+ * Several nodes with clocks of their own on one store, with everything that can go wrong between them,
+ * in true time that none of them sees. Throws as soon as a guarantee is broken.
+ */
+export class LeaseWorld {
+  readonly #time = new Timeline();
+  readonly #random: Random;
+  readonly #trace: ((line: string) => void) | undefined;
+  readonly #provesEnd: boolean;
+  readonly #processes: Process[] = [];
+  readonly #dead = new Set<string>();
+  readonly #knownEpoch: bigint[];
+  readonly #positions: { epoch: bigint; txid: bigint }[];
+  #stored: VersionedRecord = { record: undefined, version: '0' };
+  readonly #members = new Map<string, Member>();
+  #watchers: { version: string; answer: () => void }[] = [];
+  #faults = true;
+  #highestWon = 0n;
+  #wins = 0;
+  #handOffs = 0;
+
+  constructor(seed: number, trace?: (line: string) => void) {
+    this.#random = new Random(seed);
+    this.#trace = trace;
+    this.#provesEnd = this.#random.chance(0.3);
+    const nodes = this.#random.pick([2, 3, 3, 4]);
+    this.#knownEpoch = Array.from({ length: nodes }, () => 0n);
+    this.#positions = Array.from({ length: nodes }, () => ({ epoch: 0n, txid: 0n }));
+    for (let node = 0; node < nodes; node += 1) {
+      this.#time.at(this.#random.between(0, 2000), () => this.#boot(node));
+    }
+    this.#time.at(this.#random.between(1000, 4000), () => this.#nextFault());
+  }
+
+  run(): SimulationResult {
+    while (this.#time.nowMs < FAULTS_UNTIL_MS && this.#time.advance());
+    this.#note('faults end');
+    this.#faults = false;
+    for (const one of this.#processes) {
+      one.cutOffUntilMs = 0;
+      if (one.alive) this.#resume(one, this.#time.nowMs);
+    }
+    const endedMs = this.#time.nowMs;
+    while (this.#time.nowMs < endedMs + RECOVERY_MS && this.#time.advance()) {
+      // Not one that is about to run out.
+      const primary = this.#processes.find((one) => one.alive && one.openUntilMs > this.#time.nowMs);
+      if (primary && this.#time.nowMs > endedMs + TTL_MS) {
+        return { wins: this.#wins, handOffs: this.#handOffs, recoveryMs: this.#time.nowMs - endedMs };
+      }
+    }
+    throw new Error(`no primary ${RECOVERY_MS} ms after the faults ended`);
+  }
+
+  // Processes
+
+  #boot(node: number): void {
+    const random = this.#random;
+    const nodeId = `n${node}`;
+    const incarnation = `${nodeId}#${this.#processes.length}`;
+    const one: Process = {
+      node,
+      incarnation,
+      machine: new LeaseMachine({
+        clusterId: 'c',
+        node: {
+          nodeId,
+          advertiseUrl: '',
+          peerAddress: '',
+          // The first is a candidate always, so that somebody can win.
+          candidate: node === 0 || node % 3 !== 2,
+          region: '',
+          priority: node % 2,
+        },
+        incarnation,
+        highestEpoch: this.#knownEpoch[node]!,
+        ttlMs: TTL_MS,
+        marginMs: MARGIN_MS,
+        lockDelayMs: 0,
+        electionWaitMs: 1000,
+        provesEnd: this.#provesEnd,
+        positions: () => ({ db: `${this.#positions[node]!.epoch}:${this.#positions[node]!.txid}` }),
+      }),
+      // Over ttl - margin against ttl + margin, rates may differ by a fifth.
+      rate: random.between(0.92, 1.08),
+      offsetMs: random.between(0, 1e6),
+      alive: true,
+      pausedUntilMs: 0,
+      cutOffUntilMs: 0,
+      suspended: false,
+      timer: 0,
+      openUntilMs: 0,
+    };
+    this.#processes.push(one);
+    this.#note(`boots ${incarnation}`);
+    this.#step(one, { kind: 'tick' });
+  }
+
+  #local(one: Process): number {
+    return one.offsetMs + one.rate * this.#time.nowMs;
+  }
+
+  #true(one: Process, localMs: number): number {
+    return (localMs - one.offsetMs) / one.rate;
+  }
+
+  /** Runs something in a process at a true time, or when it is awake again. */
+  #in(one: Process, atMs: number, run: () => void): void {
+    this.#time.at(atMs, () => {
+      if (!one.alive) return;
+      if (this.#time.nowMs < one.pausedUntilMs) this.#in(one, one.pausedUntilMs, run);
+      else run();
+    });
+  }
+
+  #step(one: Process, input: LeaseInput): void {
+    // As in the driver: the clocks are looked at before anything else.
+    if (one.suspended) {
+      one.suspended = false;
+      this.#step(one, { kind: 'clockGap', why: 'suspended' });
+    }
+    for (const effect of one.machine.step(this.#local(one), input)) {
+      if (effect.kind === 'call') this.#send(one, effect.id, effect.call);
+      else if (effect.kind === 'event') this.#event(one, effect.event);
+      else if (effect.failure === undefined) this.#note(`${one.incarnation} left`);
+    }
+    one.timer += 1;
+    const { timer } = one;
+    const { wakeAtMs } = one.machine;
+    if (wakeAtMs === Infinity) return;
+    this.#in(one, Math.max(this.#true(one, wakeAtMs), this.#time.nowMs + 0.01), () => {
+      if (timer === one.timer) this.#step(one, { kind: 'tick' });
+    });
+  }
+
+  #event(one: Process, event: LeaseEvent): void {
+    this.#note(`${one.incarnation} ${event.kind}: ${event.reason}`);
+    const { node } = one;
+    switch (event.kind) {
+      case 'won': {
+        if (event.epoch <= this.#highestWon) throw new Error(`epoch ${event.epoch} was won twice`);
+        this.#highestWon = event.epoch;
+        this.#knownEpoch[node] = event.epoch;
+        this.#wins += 1;
+        const able = !this.#faults || !this.#random.chance(0.1);
+        this.#in(one, this.#time.nowMs + this.#random.between(0, 1500), () => {
+          if (able) this.#step(one, { kind: 'ready', epoch: event.epoch });
+          else this.#step(one, { kind: 'leave', leave: { kind: 'giveUp', why: 'not able' } });
+        });
+        return;
+      }
+      case 'primary':
+      case 'renewed':
+        return this.#mayWrite(one, event.epoch, event.deadlineNs);
+      case 'fenced':
+        one.openUntilMs = 0;
+        return;
+      case 'replica':
+        if (event.epoch > this.#knownEpoch[node]!) this.#knownEpoch[node] = event.epoch;
+        return;
+      case 'refused':
+        throw new Error(`${one.incarnation} refused: ${event.reason}`);
+      default:
+    }
+  }
+
+  /** The guarantee: at no true time may two processes write. */
+  #mayWrite(one: Process, epoch: bigint, deadlineNs: bigint): void {
+    const now = this.#time.nowMs;
+    one.openUntilMs = this.#true(one, Number(deadlineNs) / 1e6);
+    for (const other of this.#processes) {
+      if (other === one || !other.alive || other.openUntilMs <= now) continue;
+      throw new Error(`${one.incarnation} and ${other.incarnation} may both write at ${now}`);
+    }
+    if (epoch < this.#highestWon) throw new Error(`${one.incarnation} writes under old epoch ${epoch}`);
+    const mine = this.#positions[one.node]!;
+    mine.txid += 1n;
+    mine.epoch = epoch;
+    for (const position of this.#positions) if (this.#random.chance(0.7)) Object.assign(position, mine);
+  }
+
+  // Messages
+
+  #send(one: Process, id: number, call: LeaseCall): void {
+    const patienceMs = call.op === 'watch' ? call.waitMs + BEAT_MS : BEAT_MS;
+    this.#in(one, this.#time.nowMs + patienceMs / one.rate, () => {
+      this.#step(one, { kind: 'failed', id, why: 'no answer' });
+    });
+    const copies = this.#faults && this.#random.chance(0.05) ? 2 : 1;
+    for (let copy = 0; copy < copies; copy += 1) {
+      this.#carry(one, () => {
+        this.#execute(one, call, (answer) => {
+          this.#carry(one, () => this.#in(one, 0, () => this.#step(one, { kind: 'answer', id, answer })));
+        });
+      });
+    }
+  }
+
+  #carry(one: Process, arrive: () => void): void {
+    const random = this.#random;
+    if (this.#time.nowMs < one.cutOffUntilMs) return;
+    if (this.#faults && random.chance(0.04)) return;
+    const straggles = this.#faults && random.chance(0.04);
+    this.#time.at(this.#time.nowMs + random.between(0.5, straggles ? STRAGGLE_MS : 30), arrive);
+  }
+
+  #execute(one: Process, call: LeaseCall, answer: (answer: LeaseAnswer) => void): void {
+    switch (call.op) {
+      case 'read':
+        return answer({ op: 'record', seen: this.#stored });
+      case 'watch': {
+        const respond = (): void => answer({ op: 'record', seen: this.#stored });
+        if (call.version !== this.#stored.version) return respond();
+        const watcher = { version: call.version, answer: respond };
+        this.#watchers.push(watcher);
+        this.#time.at(this.#time.nowMs + call.waitMs, () => {
+          const index = this.#watchers.indexOf(watcher);
+          if (index === -1) return;
+          this.#watchers.splice(index, 1);
+          respond();
+        });
+        return;
+      }
+      case 'compareAndSet':
+        return answer({ op: 'compareAndSet', version: this.#swap(one, call.expected, call.record) });
+      case 'members':
+        return answer({ op: 'members', members: [...this.#members.values()] });
+      case 'register':
+        this.#members.set(call.member.nodeId, call.member);
+        return answer({ op: 'done' });
+      case 'unregister':
+        this.#members.delete(`n${one.node}`);
+        return answer({ op: 'done' });
+      case 'ended':
+        return answer({ op: 'ended', ended: this.#dead.has(call.process.incarnation) });
+    }
+  }
+
+  #swap(one: Process, expected: string, record: LeaseRecord): string | undefined {
+    const before = this.#stored;
+    if (expected !== before.version) return undefined;
+    const taken =
+      record.holder !== undefined && record.holder.incarnation !== before.record?.holder?.incarnation;
+    const epochBefore = before.record?.epoch ?? 0n;
+    if (taken ? record.epoch <= epochBefore : record.epoch !== epochBefore) {
+      throw new Error(`${one.incarnation} moved the record from epoch ${epochBefore} to ${record.epoch}`);
+    }
+    this.#stored = { record, version: String(Number(before.version) + 1) };
+    if (taken || !record.holder) this.#note(`record: epoch ${record.epoch}, ${record.holder?.incarnation}`);
+    const woken = this.#watchers;
+    this.#watchers = [];
+    for (const watcher of woken) watcher.answer();
+    return this.#stored.version;
+  }
+
+  // Faults
+
+  #nextFault(): void {
+    if (!this.#faults) return;
+    const random = this.#random;
+    const now = this.#time.nowMs;
+    this.#time.at(now + random.between(300, 4000), () => this.#nextFault());
+    const living = this.#processes.filter((one) => one.alive && now >= one.pausedUntilMs);
+    if (living.length === 0) return;
+    const holder = living.find((one) => one.incarnation === this.#stored.record?.holder?.incarnation);
+    const one = holder && random.chance(0.6) ? holder : random.pick(living);
+    const forMs = random.between(100, random.chance(0.5) ? 1000 : 2 * TTL_MS);
+    const fault = random.pick([
+      'stop',
+      'stop',
+      'suspend',
+      'kill',
+      'cut',
+      'cut',
+      'store',
+      'handOff',
+      'handOff',
+      'release',
+    ]);
+    this.#note(`fault ${fault} ${one.incarnation} for ${forMs}`);
+    switch (fault) {
+      case 'stop':
+        return this.#pause(one, forMs);
+      case 'suspend':
+        // All clocks of the guest stand still; applications on it do too.
+        this.#pause(one, forMs);
+        one.offsetMs -= one.rate * forMs;
+        one.suspended = true;
+        one.openUntilMs = 0;
+        return;
+      case 'kill':
+        return this.#kill(one, forMs);
+      case 'cut':
+        one.cutOffUntilMs = now + forMs;
+        return;
+      case 'store':
+        for (const each of this.#processes) each.cutOffUntilMs = now + forMs;
+        return;
+      case 'handOff': {
+        const target = `n${Math.floor(random.next() * this.#knownEpoch.length)}`;
+        this.#handOffs += 1;
+        return this.#step(one, { kind: 'leave', leave: { kind: 'handOff', target } });
+      }
+      default:
+        this.#step(one, { kind: 'leave', leave: { kind: 'release' } });
+        this.#in(one, now + TTL_MS + 1, () => this.#kill(one, forMs));
+    }
+  }
+
+  #pause(one: Process, forMs: number): void {
+    one.pausedUntilMs = this.#time.nowMs + forMs;
+    this.#in(one, one.pausedUntilMs, () => this.#step(one, { kind: 'tick' }));
+  }
+
+  #resume(one: Process, nowMs: number): void {
+    if (one.suspended) one.offsetMs += one.rate * Math.max(0, one.pausedUntilMs - nowMs);
+    one.pausedUntilMs = 0;
+    this.#in(one, nowMs, () => this.#step(one, { kind: 'tick' }));
+  }
+
+  #kill(one: Process, forMs: number): void {
+    if (!one.alive) return;
+    one.alive = false;
+    one.openUntilMs = 0;
+    this.#dead.add(one.incarnation);
+    this.#time.at(this.#time.nowMs + forMs, () => this.#boot(one.node));
+  }
+
+  #note(line: string): void {
+    this.#trace?.(`${this.#time.nowMs.toFixed(1).padStart(9)} ${line}`);
+  }
+}
+
+/** Runs one seed; a broken guarantee is thrown with the seed and the last lines of its story. */
+export function simulateLease(seed: number): SimulationResult {
+  try {
+    return new LeaseWorld(seed).run();
+  } catch (error) {
+    const lines: string[] = [];
+    try {
+      new LeaseWorld(seed, (line) => lines.push(line)).run();
+    } catch {
+      // The same as before, with its story.
+    }
+    throw new Error(`seed ${seed}: ${String(error)}\n${lines.slice(-60).join('\n')}`, { cause: error });
+  }
+}
