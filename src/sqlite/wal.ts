@@ -129,7 +129,7 @@ export function sealFrame(
 }
 
 const HOST_IS_LITTLE_ENDIAN = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
-const SCRATCH = new Uint32Array(65536 / 4);
+const SCRATCH = new Int32Array(65536 / 4);
 const SCRATCH_BYTES = new Uint8Array(SCRATCH.buffer);
 
 /** SQLite's WAL checksum (walChecksumBytes): two sums over pairs of words, each taking in the other. */
@@ -146,10 +146,11 @@ export class WalSum implements WalChecksum {
 
   /** Goes on over some bytes, a multiple of 8 and at most 65536. */
   add(bytes: Uint8Array, offset: number, length: number): void {
-    let words = SCRATCH;
+    // Signed words keep every sum a 32-bit integer, which V8 adds without floating point.
+    let words: Int32Array = SCRATCH;
     const start = bytes.byteOffset + offset;
     if (start % 4 === 0) {
-      words = new Uint32Array(bytes.buffer, start, length / 4);
+      words = new Int32Array(bytes.buffer, start, length / 4);
     } else {
       // A view of words must be aligned; frames are, as long as the buffer holds whole WAL pieces.
       SCRATCH_BYTES.set(bytes.subarray(offset, offset + length));

@@ -1,5 +1,11 @@
-import { join } from 'node:path';
-import { encodeDatabaseName } from './database-name.js';
+import Database from 'better-sqlite3';
+import { mkdirSync, readdirSync, readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { KiteError } from '../errors.js';
+import { fsyncDirectory, isErrno, replaceFile } from '../util/files.js';
+import { decodeDatabaseName, encodeDatabaseName } from './database-name.js';
+import { lockHolder } from './lock-holder.js';
+import { migrateLiteFsLayout } from './litefs-layout.js';
 
 /** What a node remembers about itself: `<data>/node.json`. */
 export interface NodeState {
@@ -36,46 +42,95 @@ export function databasePaths(dataDir: string, name: string): DatabasePaths {
 /** `<data>`: made or opened, and owned (an OS lock that dies with the process) until `close`. */
 export class DataDirectory {
   readonly path: string;
+  readonly #lock: Database.Database;
+  #node: NodeState;
+  #clusterId: string | undefined;
 
-  private constructor(path: string) {
+  private constructor(path: string, lock: Database.Database, newNodeId: string) {
     this.path = path;
+    this.#lock = lock;
+    for (const folder of ['dbs', 'lost+found', 'tree']) mkdirSync(join(path, folder), { recursive: true });
+    this.#clusterId = readText(join(path, 'clusterid'))?.trim() || undefined;
+    const known = readText(join(path, 'node.json'));
+    this.#node =
+      known === undefined
+        ? { nodeId: newNodeId, epoch: 0n, wasPrimary: false }
+        : parseNode(known, join(path, 'node.json'));
+    if (known === undefined) {
+      migrateLiteFsLayout(path);
+      // Last: while there is no node.json, the layout of the databases may still be LiteFS's.
+      this.#writeNode();
+    }
   }
 
   /**
    * Opens or makes a data directory. `nodeId` names a new directory; an existing one keeps its own.
-   * A directory in LiteFS's layout is migrated. Throws ERR_STORE_LOCKED, ERR_STORE_DAMAGED.
+   * A directory in LiteFS's layout is migrated. Throws ERR_STORE_LOCKED, ERR_STORE_DAMAGED, ERR_STORE_FULL.
    */
-  static open(_path: string, _options: { nodeId: string }): DataDirectory {
-    throw new Error('coming');
+  static open(path: string, options: { nodeId: string }): DataDirectory {
+    makeDurableFolder(path);
+    const lock = takeLock(join(path, 'lock'));
+    try {
+      return new DataDirectory(path, lock, options.nodeId);
+    } catch (error) {
+      lock.close();
+      if (!isErrno(error, 'ENOSPC', 'EDQUOT')) throw error;
+      throw new KiteError('ERR_STORE_FULL', `no space in ${path}`, { cause: error });
+    }
   }
 
   get node(): NodeState {
-    throw new Error('coming');
+    return this.#node;
   }
 
   /** Changes node.json durably: when it returns, a power cut does not undo it. Never lowers the epoch. */
-  updateNode(_change: Partial<NodeState>): void {
-    throw new Error('coming');
+  updateNode(change: Partial<NodeState>): void {
+    const before = this.#node;
+    const epoch = change.epoch !== undefined && change.epoch > before.epoch ? change.epoch : before.epoch;
+    const next = { ...before, ...change, epoch };
+    if (next.epoch === before.epoch && next.nodeId === before.nodeId && next.wasPrimary === before.wasPrimary)
+      return;
+    this.#node = next;
+    try {
+      this.#writeNode();
+    } catch (error) {
+      this.#node = before;
+      throw error;
+    }
   }
 
   /** The cluster that this directory belongs to, or undefined when it never joined one. */
   get clusterId(): string | undefined {
-    throw new Error('coming');
+    return this.#clusterId;
   }
 
   /** Joins a cluster for good; throws ERR_STORE_OTHER_CLUSTER when it belongs to another one. */
-  joinCluster(_clusterId: string): void {
-    throw new Error('coming');
+  joinCluster(clusterId: string): void {
+    if (this.#clusterId === clusterId) return;
+    if (this.#clusterId !== undefined) {
+      throw new KiteError(
+        'ERR_STORE_OTHER_CLUSTER',
+        `${this.path} belongs to cluster ${this.#clusterId}, not ${clusterId}`,
+      );
+    }
+    replaceFile(join(this.path, 'clusterid'), Buffer.from(`${clusterId}\n`));
+    this.#clusterId = clusterId;
   }
 
   /** Names of all databases with a folder here, sorted; also those whose `database` was dropped and whose log is kept. */
   names(): string[] {
-    throw new Error('coming');
+    return readdirSync(join(this.path, 'dbs'), { withFileTypes: true })
+      .filter((entry) => entry.isDirectory())
+      .map((entry) => decodeDatabaseName(entry.name))
+      .filter((name) => name !== undefined)
+      .toSorted();
   }
 
   /** Makes the folders of a database durable; harmless when they exist. */
-  createDatabase(_name: string): DatabasePaths {
-    throw new Error('coming');
+  createDatabase(name: string): DatabasePaths {
+    const paths = databasePaths(this.path, name);
+    makeDurableFolder(paths.ltx);
+    return paths;
   }
 
   /** Real folders and other files of the mount. */
@@ -85,6 +140,69 @@ export class DataDirectory {
 
   /** Gives the directory up. */
   close(): void {
-    throw new Error('coming');
+    this.#lock.close();
+  }
+
+  #writeNode(): void {
+    const { nodeId, epoch, wasPrimary } = this.#node;
+    const text = JSON.stringify({ nodeId, epoch: epoch.toString(), wasPrimary }, null, 2);
+    replaceFile(join(this.path, 'node.json'), Buffer.from(`${text}\n`));
+  }
+}
+
+/** Makes a folder and those above it; the new names are durable when it returns. */
+function makeDurableFolder(path: string): void {
+  const first = mkdirSync(path, { recursive: true });
+  if (first === undefined) return;
+  for (let folder = path; ; folder = dirname(folder)) {
+    fsyncDirectory(dirname(folder));
+    if (folder.length <= first.length) return;
+  }
+}
+
+/**
+ * An exclusive lock of an empty SQLite file: a POSIX lock of this process on it, which the kernel drops when
+ * the process ends in whatever way, and which is refused to a second owner in the same process too. Nobody else
+ * may open that file here: closing any descriptor of it would drop the lock.
+ */
+function takeLock(path: string): Database.Database {
+  let lock: Database.Database | undefined;
+  try {
+    lock = new Database(path, { timeout: 0 });
+    lock.exec('BEGIN EXCLUSIVE');
+    return lock;
+  } catch (error) {
+    lock?.close();
+    if ((error as { code?: unknown }).code !== 'SQLITE_BUSY') {
+      throw new KiteError('ERR_STORE_DAMAGED', `${path} cannot be locked: ${String(error)}`, {
+        cause: error,
+      });
+    }
+    const holder = lockHolder(path);
+    throw new KiteError(
+      'ERR_STORE_LOCKED',
+      `${dirname(path)} is in use by ${holder === undefined ? 'another process' : `process ${holder}`}`,
+    );
+  }
+}
+
+function parseNode(text: string, path: string): NodeState {
+  try {
+    const { nodeId, epoch, wasPrimary } = JSON.parse(text) as Record<string, unknown>;
+    if (typeof nodeId === 'string' && typeof epoch === 'string' && typeof wasPrimary === 'boolean') {
+      return { nodeId, epoch: BigInt(epoch), wasPrimary };
+    }
+  } catch {
+    // Neither JSON nor a number: said below.
+  }
+  throw new KiteError('ERR_STORE_DAMAGED', `${path} does not hold nodeId, epoch and wasPrimary`);
+}
+
+function readText(path: string): string | undefined {
+  try {
+    return readFileSync(path, 'utf8');
+  } catch (error) {
+    if (isErrno(error, 'ENOENT')) return undefined;
+    throw error;
   }
 }

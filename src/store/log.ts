@@ -1,6 +1,15 @@
-import type { Position } from '../ltx/position.js';
+import { closeSync, mkdirSync, openSync, readdirSync, renameSync, rmSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
+import { KiteError } from '../errors.js';
+import { ltxFileName, parseLtxFileName, type Position, type TxidRange } from '../ltx/position.js';
+import { fsyncDirectory, isErrno, writeFully } from '../util/files.js';
+import { readLogFile, sortFolder, verifyLogFile, whyNotAfter } from './log-files.js';
+import { readSyncedTxid, syncFiles, writeSyncedTxid } from './log-sync.js';
 import type { LostAndFound } from './lost-and-found.js';
 import type { EpochPosition, LogFile } from './types.js';
+
+/** Ends the name of a file that `open` has set aside. */
+const TORN = '.torn';
 
 /** What a file of the log says of itself, without where it is. */
 export type LogFileMeta = Omit<LogFile, 'path'>;
@@ -11,44 +20,83 @@ export interface LogHold {
   release(): void;
 }
 
+/** A file of the chain; its header is read when it is first asked for. */
+interface Entry extends TxidRange {
+  file?: LogFile;
+}
+
 /**
- * The log of one database: a chain of LTX files `<min16>-<max16>.ltx`, each of which starts where the
+ * The log of one database, `<data>/dbs/<encoded name>/ltx`: a chain of LTX files `<min16>-<max16>.ltx`, each of which starts where the
  * one before it ended. One thread writes (capture on a primary, the main thread on a replica); other
  * threads may have a Log of their own on the same folder and are told of new files with `noted`.
+ *
+ * Files are written under their final names, because at 10 000 commits a second a rename each costs half
+ * as much again as the file. What a crash leaves of one is found by `open`: files after the TXID in
+ * `<ltx>/synced` are read whole and verified, earlier ones were fsynced.
  */
 export class Log {
+  readonly #directory: string;
+  #entries: Entry[] = [];
+  #last: LogFile | undefined;
+  #syncedTxid: bigint;
+  readonly #holds = new Set<{ afterTxid: bigint }>();
+  /** Files that the newest snapshot has taken the place of; removed once it is durable. */
+  #superseded: string[] = [];
+  #running: Promise<void> | undefined;
+  #next: Promise<void> | undefined;
+  #syncError: unknown;
+  #temporaries = 0;
+  #setAside: string[] = [];
+
+  private constructor(directory: string) {
+    this.#directory = directory;
+    this.#syncedTxid = readSyncedTxid(directory);
+  }
+
   /**
    * Opens the log in `directory` (made when missing). With `repair`, which only the owner does and
-   * before other threads open it: removes temporary files and renames torn files at the end to
-   * `*.torn`. Throws ERR_STORE_LOG_DAMAGED when a file that was durable is damaged or missing.
+   * before other threads open it: removes temporary files and renames torn files at the end, and what
+   * comes after them, to `*.torn` (see `setAside`). Throws ERR_STORE_LOG_DAMAGED, changing nothing, when
+   * a file that was durable is damaged or missing.
    */
-  static open(_directory: string, _options: { repair: boolean }): Log {
-    throw new Error('coming');
+  static open(directory: string, options: { repair: boolean }): Log {
+    mkdirSync(directory, { recursive: true });
+    const log = new Log(directory);
+    if (options.repair) log.#repair();
+    else log.#view();
+    return log;
+  }
+
+  /** Names of the files that `open` has set aside, for the log of the daemon. */
+  get setAside(): readonly string[] {
+    return this.#setAside;
   }
 
   /** End of the log, or undefined when it is empty. */
   get lastPosition(): EpochPosition | undefined {
-    throw new Error('coming');
+    const last = this.#last;
+    return last && { txid: last.maxTxid, checksum: last.postApplyChecksum, epoch: last.epoch };
   }
 
   /** The last file, or undefined when the log is empty. */
   get lastFile(): LogFile | undefined {
-    throw new Error('coming');
+    return this.#last;
   }
 
   /** The oldest file, or undefined when the log is empty. */
   get firstFile(): LogFile | undefined {
-    throw new Error('coming');
+    return this.#entries.length > 0 ? this.#file(0) : undefined;
   }
 
   /** How many files there are. */
   get fileCount(): number {
-    throw new Error('coming');
+    return this.#entries.length;
   }
 
   /** A name for a file to be prepared and given to `appendPrepared`; in the log's folder, so that a rename is enough. */
   temporaryPath(): string {
-    throw new Error('coming');
+    this.#temporaries += 1;
+    return join(this.#directory, `${process.pid}-${Date.now()}-${this.#temporaries}.tmp`);
   }
 
   /**
@@ -56,55 +104,311 @@ export class Log {
    * log (TXID, checksum, epoch not lower) or be a snapshot that is newer than everything here, which
    * then replaces it. Throws ERR_STORE_LOG_ORDER, ERR_STORE_FULL; then nothing has changed.
    */
-  append(_bytes: Uint8Array, _meta: LogFileMeta): LogFile {
-    throw new Error('coming');
+  append(bytes: Uint8Array, meta: LogFileMeta): LogFile {
+    this.#checkOrder(meta);
+    const path = join(this.#directory, ltxFileName(meta));
+    try {
+      // 'wx': a file of that name that is not in the chain is somebody's mistake, never overwritten.
+      const fd = openSync(path, 'wx', 0o644);
+      try {
+        writeFully(fd, bytes);
+      } catch (error) {
+        rmSync(path, { force: true });
+        throw error;
+      } finally {
+        closeSync(fd);
+      }
+    } catch (error) {
+      throw asStoreError(path, error);
+    }
+    return this.#appended({ ...meta, sizeBytes: bytes.length, path });
   }
 
   /** As `append`, for a file written to `temporaryPath()`. On an error that file is still there. */
-  appendPrepared(_temporaryPath: string, _meta: LogFileMeta): LogFile {
-    throw new Error('coming');
+  appendPrepared(temporaryPath: string, meta: LogFileMeta): LogFile {
+    this.#checkOrder(meta);
+    const path = join(this.#directory, ltxFileName(meta));
+    try {
+      renameSync(temporaryPath, path);
+    } catch (error) {
+      throw asStoreError(path, error);
+    }
+    return this.#appended({ ...meta, path });
   }
 
   /** Tells this Log of a file that another thread's Log has appended. */
-  noted(_file: LogFile): void {
-    throw new Error('coming');
+  noted(file: LogFile): void {
+    if (this.#last && file.maxTxid <= this.#last.maxTxid) return;
+    this.#appended(file);
   }
 
   /** Makes everything appended so far durable. Callers that meet share one round of fsyncs. */
   sync(): Promise<void> {
-    throw new Error('coming');
+    if (this.#next) return this.#next;
+    if (!this.#running) return this.#round();
+    // The running round may have begun before the caller's file was there: the next one has it.
+    this.#next = this.#running
+      .catch(() => undefined)
+      .then(() => {
+        this.#next = undefined;
+        return this.#round();
+      });
+    return this.#next;
   }
 
-  /** Files after a position, oldest first; undefined when the log does not hold that position. */
-  filesAfter(_position: Position): LogFile[] | undefined {
-    throw new Error('coming');
+  /**
+   * Files after a position, oldest first; undefined when the log does not hold that position. Reads the
+   * headers of files it has not seen yet; at most `limit` files are returned.
+   */
+  filesAfter(position: Position, limit = Number.POSITIVE_INFINITY): LogFile[] | undefined {
+    if (!this.contains(position)) return undefined;
+    const files: LogFile[] = [];
+    for (let i = this.#firstAfter(position.txid); i < this.#entries.length && files.length < limit; i += 1) {
+      files.push(this.#file(i));
+    }
+    return files;
   }
 
-  /** Whether the history here went through this position (TXID and checksum) and can go on from it. */
-  contains(_position: Position): boolean {
-    throw new Error('coming');
+  /**
+   * Whether the history here went through this position and can go on from it. TXID and checksum decide:
+   * equal checksums are equal pages, under whatever epoch. A position inside a file (trap 21) is not one to
+   * go on from.
+   */
+  contains(position: Position): boolean {
+    const after = this.#firstAfter(position.txid);
+    const before = this.#entries[after - 1];
+    if (before) {
+      return (
+        before.maxTxid === position.txid && this.#file(after - 1).postApplyChecksum === position.checksum
+      );
+    }
+    const first = this.#entries[0];
+    return (
+      first !== undefined &&
+      first.minTxid === position.txid + 1n &&
+      this.#file(0).preApplyChecksum === position.checksum
+    );
   }
 
   /** Keeps the files after `afterTxid` from `removeBefore` until released. */
-  hold(_afterTxid: bigint): LogHold {
-    throw new Error('coming');
+  hold(afterTxid: bigint): LogHold {
+    const held = { afterTxid };
+    this.#holds.add(held);
+    return {
+      move: (txid) => {
+        held.afterTxid = txid;
+      },
+      release: () => this.#holds.delete(held),
+    };
   }
 
-  /** Retention: removes files that end at or before `txid` and are not held; the last file always stays. Returns how many. */
-  removeBefore(_txid: bigint): number {
-    throw new Error('coming');
+  /**
+   * Retention: removes files whose transactions are all below `txid` and that nobody holds; the last file
+   * always stays. Oldest first, so that a crash leaves a chain. Returns how many.
+   */
+  removeBefore(txid: bigint): number {
+    let limit = txid - 1n;
+    for (const held of this.#holds) if (held.afterTxid < limit) limit = held.afterTxid;
+    let count = 0;
+    while (count < this.#entries.length - 1 && this.#entries[count]!.maxTxid <= limit) {
+      rmSync(join(this.#directory, ltxFileName(this.#entries[count]!)), { force: true });
+      count += 1;
+    }
+    this.#entries.splice(0, count);
+    return count;
   }
 
   /**
    * Gives up the transactions after `txid`: their files are moved to lost+found, newest first. A file
    * that holds TXIDs on both sides goes too. Returns the folder in lost+found, or undefined when there were none.
    */
-  setAsideAfter(_txid: bigint, _lostAndFound: LostAndFound, _reason: string): string | undefined {
-    throw new Error('coming');
+  setAsideAfter(txid: bigint, lostAndFound: LostAndFound, reason: string): string | undefined {
+    const keep = this.#entries.findIndex((entry) => entry.maxTxid > txid);
+    if (keep === -1) return undefined;
+    const end = keep > 0 ? this.#file(keep - 1) : undefined;
+    // Before other files get these TXIDs: they would count as durable, and not be verified at a start.
+    this.#lowerSynced(end?.maxTxid ?? 0n);
+    const paths = this.#entries.slice(keep).map((entry) => join(this.#directory, ltxFileName(entry)));
+    const encodedName = basename(dirname(this.#directory));
+    const directory = lostAndFound.setAside(encodedName, paths, reason);
+    this.#entries.length = keep;
+    this.#last = end;
+    return directory;
   }
 
   /** Makes everything durable and ends use. */
-  close(): Promise<void> {
-    throw new Error('coming');
+  async close(): Promise<void> {
+    await this.sync();
   }
+
+  #repair(): void {
+    const names = readdirSync(this.#directory);
+    const { chain, superseded, stray, temporary } = sortFolder(names);
+    // Nobody has seen these: a file counts from its rename on.
+    for (const name of temporary) rmSync(join(this.#directory, name), { force: true });
+    const bad = this.#verifyUnsynced(chain);
+    const aside = [...chain.slice(bad), ...stray];
+    if (aside.length > 0) {
+      this.#refuseDurable(aside);
+      // Newest first: at every moment what is left is a chain.
+      for (const range of aside.toReversed()) {
+        const name = ltxFileName(range);
+        renameSync(join(this.#directory, name), join(this.#directory, name + TORN));
+        this.#setAside.unshift(name);
+      }
+      fsyncDirectory(this.#directory);
+      // A torn snapshot had older files behind it, which count again.
+      if (superseded.length > 0) return this.#repair();
+    }
+    this.#entries = chain.slice(0, bad);
+    for (const name of pastRetention(names, this.#entries))
+      rmSync(join(this.#directory, name), { force: true });
+    this.#superseded = superseded.map((range) => join(this.#directory, ltxFileName(range)));
+    if (this.#entries.length > 0) this.#last = this.#file(this.#entries.length - 1);
+    // Somebody has removed files: new ones with these TXIDs are not durable yet.
+    if (this.#syncedTxid > (this.#last?.maxTxid ?? 0n)) this.#lowerSynced(this.#last?.maxTxid ?? 0n);
+  }
+
+  /** Index of the first file that is torn or does not follow; the chain's length when all is well. */
+  #verifyUnsynced(chain: readonly Entry[]): number {
+    let last: LogFile | undefined;
+    for (const [i, entry] of chain.entries()) {
+      if (entry.maxTxid <= this.#syncedTxid) continue;
+      try {
+        const file = verifyLogFile(join(this.#directory, ltxFileName(entry)));
+        last ??= i > 0 ? this.#read(chain[i - 1]!) : undefined;
+        if (last && whyNotAfter(last, file)) return i;
+        entry.file = file;
+        last = file;
+      } catch (error) {
+        if (error instanceof KiteError && error.code === 'ERR_STORE_LOG_DAMAGED') return i;
+        throw error;
+      }
+    }
+    return chain.length;
+  }
+
+  /** A crash takes no file that was fsynced: when one of those is unusable, a person must look. */
+  #refuseDurable(ranges: readonly TxidRange[]): void {
+    const durable = ranges.find((range) => range.maxTxid <= this.#syncedTxid);
+    if (!durable) return;
+    throw new KiteError(
+      'ERR_STORE_LOG_DAMAGED',
+      `${join(this.#directory, ltxFileName(durable))} does not follow the files before it: one is missing`,
+    );
+  }
+
+  /** The folder as another thread keeps it; its newest file may be half written, and will be `noted`. */
+  #view(): void {
+    this.#entries = [...sortFolder(readdirSync(this.#directory)).chain];
+    while (this.#entries.length > 0) {
+      try {
+        this.#last = verifiedIfNew(this.#entries.at(-1)!, this.#directory, this.#syncedTxid);
+        this.#entries.at(-1)!.file = this.#last;
+        return;
+      } catch (error) {
+        if (this.#entries.at(-1)!.maxTxid <= this.#syncedTxid) throw error;
+        this.#entries.pop();
+      }
+    }
+  }
+
+  #checkOrder(meta: LogFileMeta): void {
+    const last = this.#last;
+    if (!last) return;
+    const isNewSnapshot = meta.minTxid === 1n && meta.maxTxid > last.maxTxid && meta.epoch >= last.epoch;
+    const why = isNewSnapshot ? undefined : whyNotAfter(last, meta);
+    if (why) throw new KiteError('ERR_STORE_LOG_ORDER', `${this.#directory} cannot take ${why}`);
+  }
+
+  #appended(file: LogFile): LogFile {
+    if (file.minTxid === 1n && this.#entries.length > 0) {
+      this.#superseded.push(...this.#entries.map((entry) => join(this.#directory, ltxFileName(entry))));
+      this.#entries = [];
+    }
+    this.#entries.push({ minTxid: file.minTxid, maxTxid: file.maxTxid, file });
+    this.#last = file;
+    return file;
+  }
+
+  #round(): Promise<void> {
+    const round = this.#syncRound().finally(() => {
+      if (this.#running === round) this.#running = undefined;
+    });
+    this.#running = round;
+    return round;
+  }
+
+  async #syncRound(): Promise<void> {
+    // The kernel reports a failed write-back once and then takes the pages for clean: a later fsync that
+    // works would prove nothing.
+    if (this.#syncError !== undefined) throw this.#syncError;
+    // Another thread's Log on this folder may have synced more than this one.
+    const marker = readSyncedTxid(this.#directory);
+    if (marker > this.#syncedTxid && marker <= (this.#last?.maxTxid ?? 0n)) this.#syncedTxid = marker;
+    const target = this.#last;
+    if (!target || target.maxTxid <= this.#syncedTxid) return;
+    const superseded = this.#superseded;
+    this.#superseded = [];
+    const from = this.#firstAfter(this.#syncedTxid);
+    const paths = this.#entries.slice(from).map((entry) => join(this.#directory, ltxFileName(entry)));
+    try {
+      await syncFiles(this.#directory, paths);
+    } catch (error) {
+      this.#syncError = asStoreError(this.#directory, error);
+      throw this.#syncError;
+    }
+    // setAsideAfter may have given files up meanwhile; then the marker stays as low as it has put it.
+    if (this.#entries[this.#firstAfter(target.maxTxid) - 1]?.file !== target) return;
+    this.#syncedTxid = target.maxTxid;
+    writeSyncedTxid(this.#directory, target.maxTxid, false);
+    for (const path of superseded) rmSync(path, { force: true });
+  }
+
+  #lowerSynced(txid: bigint): void {
+    if (txid >= this.#syncedTxid) return;
+    writeSyncedTxid(this.#directory, txid, true);
+    this.#syncedTxid = txid;
+  }
+
+  /** Index of the first file that ends after `txid`. */
+  #firstAfter(txid: bigint): number {
+    let low = 0;
+    let high = this.#entries.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (this.#entries[middle]!.maxTxid > txid) high = middle;
+      else low = middle + 1;
+    }
+    return low;
+  }
+
+  #file(index: number): LogFile {
+    const entry = this.#entries[index]!;
+    entry.file ??= this.#read(entry);
+    return entry.file;
+  }
+
+  #read(entry: Entry): LogFile {
+    return entry.file ?? readLogFile(join(this.#directory, ltxFileName(entry)));
+  }
+}
+
+/** Files set aside by earlier starts that retention would have removed by now. */
+const pastRetention = (names: readonly string[], chain: readonly TxidRange[]): string[] =>
+  names.filter((name) => {
+    const range = name.endsWith(TORN) ? parseLtxFileName(name.slice(0, -TORN.length)) : undefined;
+    return range && chain[0] && range.maxTxid < chain[0].minTxid;
+  });
+
+const verifiedIfNew = (range: TxidRange, directory: string, syncedTxid: bigint): LogFile => {
+  const path = join(directory, ltxFileName(range));
+  return range.maxTxid > syncedTxid ? verifyLogFile(path) : readLogFile(path);
+};
+
+function asStoreError(path: string, error: unknown): unknown {
+  if (isErrno(error, 'ENOSPC', 'EDQUOT')) {
+    return new KiteError('ERR_STORE_FULL', `no space for ${path}`, { cause: error });
+  }
+  return error;
 }
