@@ -56,7 +56,7 @@ function databaseRow(database: DatabaseStatus): string[] {
     String(database.lagTransactions),
     database.maxAgeMs === undefined ? '?' : formatDuration(database.maxAgeMs),
     formatSize(database.sizeBytes),
-    `${database.logFiles} files, ${formatSize(database.logBytes)}`,
+    `${database.logFiles} files`,
     formatSize(database.walBytes),
     database.error ?? '',
   ];

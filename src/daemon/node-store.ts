@@ -1,4 +1,5 @@
-import { closeSync, createReadStream, openSync, statSync, unlinkSync, writeSync } from 'node:fs';
+import { closeSync, createReadStream, openSync, readdirSync, statSync, unlinkSync, writeSync } from 'node:fs';
+import { join } from 'node:path';
 import type { Applier } from '../applier/applier.js';
 import type { AppliedDatabase } from '../applier/messages.js';
 import type { Capture } from '../capture/capture.js';
@@ -249,9 +250,9 @@ export class NodeStore implements ReplicationStore {
     this.openLogs({ repair: false });
   }
 
-  /** Retention on a replica: removes log files whose transactions are all at or below `txid` and applied. */
-  removeBefore(name: string, txid: bigint): number {
-    return this.#entries.get(name)?.log.removeBefore(txid) ?? 0;
+  /** Retention: removes log files whose transactions are all below `txid`, applied and not on their way to a replica. */
+  removeBefore(name: string, txid: bigint): void {
+    this.#entries.get(name)?.log.removeBefore(txid);
   }
 
   async close(): Promise<void> {
@@ -283,7 +284,12 @@ export class NodeStore implements ReplicationStore {
   /** A log that cannot be read is set aside whole; the database then needs a snapshot from a peer. */
   #openDamaged(name: string, error: KiteError): void {
     const { ltx } = databasePaths(this.#data.path, name);
-    this.#lostAndFound.setAsideFolder(name, ltx, error.message);
+    const files = readdirSync(ltx).filter((file) => file.endsWith('.ltx'));
+    this.#lostAndFound.setAside(
+      name,
+      files.toSorted().map((file) => join(ltx, file)),
+      error.message,
+    );
     const entry = this.#openEntry(name, { repair: true });
     entry.needsSnapshot = true;
     entry.error = error;
@@ -330,7 +336,7 @@ export class NodeStore implements ReplicationStore {
     const isPrefix = last.epoch === meta.epoch && last.txid < meta.maxTxid;
     if (isPrefix && !entry.needsSnapshot) return;
     const reason = `replaced by a snapshot of epoch ${meta.epoch} at TXID ${meta.maxTxid}`;
-    const folder = entry.log.setAsideAfter(0n, this.#lostAndFound, reason);
+    const folder = entry.log.setAsideAfter(0n, this.#lostAndFound, entry.name, reason);
     if (folder && last.epoch !== meta.epoch) {
       this.#events.add(
         'lost-transactions',

@@ -211,7 +211,7 @@ export class Node implements NodeApi {
       {
         databases: () => this.#store.databases(),
         position: (name) => this.#store.appliedPosition(name),
-        removeBefore: async (name, txid) => void this.#store.removeBefore(name, txid),
+        removeBefore: async (name, txid) => this.#store.removeBefore(name, txid),
       },
       config.data.retentionMs,
     );
@@ -413,16 +413,11 @@ export class Node implements NodeApi {
 
   #isReady(): boolean {
     if (this.#role === 'primary') this.#wasReady = true;
-    if (this.#role === 'replica' && !this.#wasReady) this.#wasReady = this.#isCaughtUp();
+    if (this.#role === 'replica' && !this.#wasReady)
+      this.#wasReady = this.#roles.client?.status().caughtUp ?? false;
     return (
       this.#wasReady && (this.#role === 'primary' || this.#role === 'replica' || this.#role === 'fenced')
     );
-  }
-
-  #isCaughtUp(): boolean {
-    const client = this.#roles.client;
-    if (!client?.status().synced) return false;
-    return this.#store.databases().every((name) => client.freshness(name)?.maxAgeMs !== undefined);
   }
 
   #lookIfReady(): void {

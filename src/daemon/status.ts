@@ -81,7 +81,6 @@ function databaseStatus(
     maxAgeMs: isPrimary ? 0 : freshness?.maxAgeMs,
     sizeBytes: last.commitPages * last.pageSize,
     logFiles: store.logFileCount(name),
-    logBytes: store.logBytes(name),
     walBytes: sizeOf(paths.wal),
     error: store.error(name)?.describe(),
   };

@@ -110,6 +110,5 @@ const DATABASE_GAUGES: readonly (readonly [string, string, (database: DatabaseSt
   ['kitefs_db_size_bytes', 'Size of the database.', ({ sizeBytes }) => sizeBytes],
   ['kitefs_db_wal_bytes', 'Size of its write-ahead log.', ({ walBytes }) => walBytes],
   ['kitefs_db_ltx_count', 'Files in its transaction log.', ({ logFiles }) => logFiles],
-  ['kitefs_db_ltx_bytes', 'Size of its transaction log.', ({ logBytes }) => logBytes],
   ['kitefs_db_error', '1 when the database does not serve.', ({ error }) => Number(error !== undefined)],
 ];

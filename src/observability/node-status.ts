@@ -47,7 +47,6 @@ export interface DatabaseStatus {
   readonly maxAgeMs: number | undefined;
   readonly sizeBytes: number;
   readonly logFiles: number;
-  readonly logBytes: number;
   readonly walBytes: number;
   /** Why this database does not serve, or undefined. */
   readonly error: string | undefined;

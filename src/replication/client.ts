@@ -35,6 +35,8 @@ export type ReplicationClientEvent =
 
 export interface ReplicationClientStatus {
   readonly connected: boolean;
+  /** What the primary had when it first answered has been seen by readers here. */
+  readonly caughtUp: boolean;
   readonly primaryNodeId: string | undefined;
   readonly lastError: KiteError | undefined;
 }
@@ -76,7 +78,8 @@ export class ReplicationClient {
 
   status(): ReplicationClientStatus {
     const connected = this.#session?.streaming ?? false;
-    return { connected, primaryNodeId: this.#primaryNodeId, lastError: this.#lastError };
+    const { caughtUp } = this.#freshness;
+    return { connected, caughtUp, primaryNodeId: this.#primaryNodeId, lastError: this.#lastError };
   }
 
   /** Freshness of one database of this replica; undefined when it is not here. Kept while disconnected: the age grows. */

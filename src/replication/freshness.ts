@@ -32,6 +32,7 @@ const PROBES_MAX = 64;
 export class Freshness {
   readonly #databases = new Map<string, DatabaseState>();
   readonly #probes = new Map<number, number>();
+  #heard = false;
 
   /** A new stream: answers of the former one may tell of transactions that the new primary never had. */
   streamStarted(): void {
@@ -54,7 +55,14 @@ export class Freshness {
     const sentAtMs = this.#probes.get(id);
     this.#probes.delete(id);
     if (!leaseValid || sentAtMs === undefined) return;
+    this.#heard = true;
     for (const database of this.#databases.values()) this.#await(database, sentAtMs);
+  }
+
+  /** Whether a valid primary has answered and everything it then had was once visible here. */
+  get caughtUp(): boolean {
+    const databases = [...this.#databases.values()];
+    return this.#heard && databases.every(({ primary, freshAtMs }) => !primary || freshAtMs !== undefined);
   }
 
   /** Readers of this node see `position` now. */

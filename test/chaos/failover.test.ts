@@ -15,7 +15,9 @@ const TTL_MS = 3000;
 
 async function start(): Promise<TestCluster> {
   cluster = await TestCluster.start({ ttl: `${TTL_MS}ms` });
-  await cluster.node(1).sql('app.db', 'PRAGMA journal_mode=wal', 'CREATE TABLE t(n)', 'INSERT INTO t VALUES (1)');
+  await cluster
+    .node(1)
+    .sql('app.db', 'PRAGMA journal_mode=wal', 'CREATE TABLE t(n)', 'INSERT INTO t VALUES (1)');
   await cluster.caughtUp('app.db');
   return cluster;
 }
@@ -26,7 +28,11 @@ it('takes over from a killed primary, which rejoins', async () => {
   if (!cluster || !first || !second) throw new Error('no cluster');
   await first.kill();
   // The limit is the product's promise with room for a busy machine; bench prints the time itself.
-  await waitFor('node2 to be primary', async () => (await second.status()).role === 'primary', TTL_MS + 15_000);
+  await waitFor(
+    'node2 to be primary',
+    async () => (await second.status()).role === 'primary',
+    TTL_MS + 15_000,
+  );
   await second.sql('app.db', 'INSERT INTO t VALUES (2)');
   await first.start();
   expect((await first.status()).role).toBe('replica');
@@ -77,7 +83,9 @@ it('fences a primary that was stopped with SIGSTOP', async () => {
   } finally {
     process.kill(first.pid, 'SIGCONT');
   }
-  await expect(first.sql('app.db', 'INSERT INTO t VALUES (666)')).rejects.toThrow(/readonly|disk I\/O|locked/);
+  await expect(first.sql('app.db', 'INSERT INTO t VALUES (666)')).rejects.toThrow(
+    /readonly|disk I\/O|locked/,
+  );
   await waitFor('node1 to be a replica', async () => (await first.status()).role === 'replica');
   await cluster.assertSame('app.db');
   expect(await first.sql('app.db', 'SELECT group_concat(n) FROM t')).toBe('1,2');

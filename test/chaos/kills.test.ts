@@ -55,7 +55,8 @@ async function applierOf(node: TestNode): Promise<number> {
   return Number.parseInt(line, 10);
 }
 
-const lastRow = async (node: TestNode): Promise<number> => Number(await node.sql('app.db', 'SELECT max(n) FROM t'));
+const lastRow = async (node: TestNode): Promise<number> =>
+  Number(await node.sql('app.db', 'SELECT max(n) FROM t'));
 
 it(
   `loses nothing in ${KILLS} kills`,
@@ -67,7 +68,12 @@ it(
     try {
       const primary = cluster.node(1);
       const replica = await cluster.add({ candidate: false });
-      await primary.sql('app.db', 'PRAGMA journal_mode=wal', 'CREATE TABLE t(n INTEGER PRIMARY KEY, body)', 'INSERT INTO t VALUES (0, 1)');
+      await primary.sql(
+        'app.db',
+        'PRAGMA journal_mode=wal',
+        'CREATE TABLE t(n INTEGER PRIMARY KEY, body)',
+        'INSERT INTO t VALUES (0, 1)',
+      );
       await cluster.caughtUp('app.db');
 
       let from = 1;
@@ -77,7 +83,10 @@ it(
         const journalMode = next(4) === 0 ? 'delete' : 'wal';
         const writer = new Writer(primary.path('app.db'), from, synchronous, journalMode);
         const target = from + 20 + next(400);
-        await waitFor(() => `row ${target}, now ${writer.done}; ${primary.logTail()}`, () => writer.done >= target);
+        await waitFor(
+          () => `row ${target}, now ${writer.done}; ${primary.logTail()}`,
+          () => writer.done >= target,
+        );
         await sleep(next(20));
 
         if (victim === 'daemon') await primary.kill();

@@ -16,7 +16,10 @@ const STEPS = Number(process.env['STEPS'] ?? 60);
 const READER = fileURLToPath(new URL('snapshot-reader.mjs', import.meta.url));
 
 async function runStep(dir: string, step: Step): Promise<string> {
-  const child = spawn('sqlite3', ['-cmd', '.timeout 30000', 'main.db'], { cwd: dir, stdio: ['pipe', 'pipe', 'pipe'] });
+  const child = spawn('sqlite3', ['-cmd', '.timeout 30000', 'main.db'], {
+    cwd: dir,
+    stdio: ['pipe', 'pipe', 'pipe'],
+  });
   let output = '';
   child.stdout.on('data', (text: Buffer) => (output += text.toString()));
   child.stderr.on('data', (text: Buffer) => (output += text.toString()));
@@ -24,7 +27,10 @@ async function runStep(dir: string, step: Step): Promise<string> {
   child.stdin.on('error', () => undefined);
   if (step.killed) {
     child.stdin.write(`${step.sql}\n.print READY\n`);
-    await waitFor(() => `the shell to have run:\n${step.sql}\n${output}`, () => output.includes('READY') || child.exitCode !== null);
+    await waitFor(
+      () => `the shell to have run:\n${step.sql}\n${output}`,
+      () => output.includes('READY') || child.exitCode !== null,
+    );
     child.kill('SIGKILL');
   } else {
     child.stdin.end(`${step.sql}\n`);
@@ -34,7 +40,9 @@ async function runStep(dir: string, step: Step): Promise<string> {
 }
 
 function startReader(path: string): { child: ChildProcess; result: Promise<string> } {
-  const child = spawn(process.execPath, [READER, path, String(BALANCE)], { stdio: ['ignore', 'pipe', 'pipe'] });
+  const child = spawn(process.execPath, [READER, path, String(BALANCE)], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
   let output = '';
   child.stdout.on('data', (text: Buffer) => (output += text.toString()));
   child.stderr.on('data', (text: Buffer) => (output += text.toString()));
@@ -61,7 +69,11 @@ it.each(['kernel', 'fuse-native'] as const)(
       for (const step of steps(seed, STEPS)) {
         const expected = await runStep(plain, step);
         const got = await runStep(primary.mountDir, step);
-        expect({ what: step.what, sql: step.sql, output: got }).toEqual({ what: step.what, sql: step.sql, output: expected });
+        expect({ what: step.what, sql: step.sql, output: got }).toEqual({
+          what: step.what,
+          sql: step.sql,
+          output: expected,
+        });
       }
 
       for (const name of readdirSync(plain).filter((file) => file.endsWith('.db'))) {
@@ -76,5 +88,5 @@ it.each(['kernel', 'fuse-native'] as const)(
       await cluster.stop();
     }
   },
-  300_000,
+  60_000 + STEPS * 4000,
 );

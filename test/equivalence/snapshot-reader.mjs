@@ -14,7 +14,7 @@ function check(database) {
   database.exec('BEGIN');
   const total = database.prepare('SELECT sum(v) AS v FROM balance').get().v;
   const byTable = database.prepare('SELECT count(*) AS n FROM rows NOT INDEXED').get().n;
-  const byIndex = database.prepare('SELECT count(*) AS n FROM rows INDEXED BY rows_k WHERE k > \'\'').get().n;
+  const byIndex = database.prepare("SELECT count(*) AS n FROM rows INDEXED BY rows_k WHERE k > ''").get().n;
   const sound = reads % 50 === 0 ? database.pragma('quick_check', { simple: true }) : 'ok';
   database.exec('COMMIT');
   reads += 1;

@@ -49,7 +49,8 @@ export function* steps(seed: number, count: number): Generator<Step> {
     return `UPDATE balance SET v = v - ${amount} WHERE id = ${1 + next(4)};
 UPDATE balance SET v = v + ${amount} WHERE id = ${1 + next(4)};`;
   };
-  const some = (make: () => string, most: number): string => Array.from({ length: 1 + next(most) }, make).join('\n');
+  const some = (make: () => string, most: number): string =>
+    Array.from({ length: 1 + next(most) }, make).join('\n');
   const change = (): string => [insert, insert, insert, update, remove, transfer][next(6)]?.() ?? '';
 
   const kinds: ReadonlyArray<() => Omit<Step, 'killed'> & { killed?: boolean }> = [
@@ -61,7 +62,10 @@ UPDATE balance SET v = v + ${amount} WHERE id = ${1 + next(4)};`;
       what: 'rollback after a cache spill',
       sql: `PRAGMA cache_size=5;\nBEGIN;\n${some(insert, 40)}\n${update()}\nROLLBACK;`,
     }),
-    () => ({ what: 'commit after a cache spill', sql: `PRAGMA cache_size=5;\nBEGIN;\n${some(insert, 40)}\n${update()}\nCOMMIT;` }),
+    () => ({
+      what: 'commit after a cache spill',
+      sql: `PRAGMA cache_size=5;\nBEGIN;\n${some(insert, 40)}\n${update()}\nCOMMIT;`,
+    }),
     () => ({
       what: 'savepoints',
       sql: `BEGIN;\n${change()}\nSAVEPOINT a;\n${some(change, 5)}\nROLLBACK TO a;\n${change()}\nRELEASE a;\nCOMMIT;`,
@@ -74,17 +78,29 @@ UPDATE balance SET v = v + ${amount} WHERE id = ${1 + next(4)};`;
       };
     },
     () => ({ what: 'drop table', sql: tables > 0 ? `DROP TABLE IF EXISTS t${1 + next(tables)};` : insert() }),
-    () => ({ what: 'alter table', sql: tables > 0 ? `CREATE VIEW IF NOT EXISTS v AS SELECT count(*) FROM rows;` : insert() }),
+    () => ({
+      what: 'alter table',
+      sql: tables > 0 ? `CREATE VIEW IF NOT EXISTS v AS SELECT count(*) FROM rows;` : insert(),
+    }),
     () => ({ what: 'vacuum', sql: 'VACUUM;' }),
     () => ({ what: 'vacuum into', sql: `VACUUM INTO 'copy${next(1_000_000)}.db';` }),
     () => ({
       what: 'transaction over two databases',
       sql: `ATTACH 'other.db' AS other;\nBEGIN;\n${insert()}\n${insert('other')}\n${transfer()}\nCOMMIT;`,
     }),
-    () => ({ what: 'journal mode', sql: `PRAGMA journal_mode=${['wal', 'wal', 'delete', 'truncate', 'persist'][next(5)]};\n${insert()}` }),
-    () => ({ what: 'checkpoint', sql: `PRAGMA wal_checkpoint(${['PASSIVE', 'FULL', 'RESTART', 'TRUNCATE'][next(4)]});` }),
+    () => ({
+      what: 'journal mode',
+      sql: `PRAGMA journal_mode=${['wal', 'wal', 'delete', 'truncate', 'persist'][next(5)]};\n${insert()}`,
+    }),
+    () => ({
+      what: 'checkpoint',
+      sql: `PRAGMA wal_checkpoint(${['PASSIVE', 'FULL', 'RESTART', 'TRUNCATE'][next(4)]});`,
+    }),
     () => ({ what: 'page size', sql: `PRAGMA page_size=${[1024, 4096, 8192][next(3)]};\nVACUUM;` }),
-    () => ({ what: 'exclusive', sql: `PRAGMA locking_mode=EXCLUSIVE;\n${some(insert, 4)}\nBEGIN;\n${change()}\nCOMMIT;` }),
+    () => ({
+      what: 'exclusive',
+      sql: `PRAGMA locking_mode=EXCLUSIVE;\n${some(insert, 4)}\nBEGIN;\n${change()}\nCOMMIT;`,
+    }),
     () => ({ what: 'killed in a transaction', sql: `BEGIN IMMEDIATE;\n${some(change, 10)}`, killed: true }),
     () => ({
       what: 'killed after a cache spill',

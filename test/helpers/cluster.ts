@@ -1,6 +1,14 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { appendFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  appendFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -14,7 +22,8 @@ import type { NodeStatus } from '../../src/observability/node-status.js';
  * goes through one is done by child processes (DESIGN §1.4), each with a limit.
  */
 
-const CLI = process.env['TEST_KITEFS_CLI'] ?? fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+const CLI =
+  process.env['TEST_KITEFS_CLI'] ?? fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 
 const DUMP_PAGES = fileURLToPath(new URL('dump-pages.mjs', import.meta.url));
 
@@ -120,7 +129,9 @@ export class TestCluster {
     const [first, ...others] = await Promise.all(running.map((node) => node.pages(name)));
     for (const [i, other] of others.entries()) {
       if (other !== first) {
-        throw new Error(`${name} differs between ${running[0]?.id} and ${running[i + 1]?.id}:\n${difference(first ?? '', other)}`);
+        throw new Error(
+          `${name} differs between ${running[0]?.id} and ${running[i + 1]?.id}:\n${difference(first ?? '', other)}`,
+        );
       }
     }
     for (const node of running) {
@@ -161,7 +172,9 @@ export class TestNode {
   }
 
   get running(): boolean {
-    return this.#process !== undefined && this.#process.exitCode === null && this.#process.signalCode === null;
+    return (
+      this.#process !== undefined && this.#process.exitCode === null && this.#process.signalCode === null
+    );
   }
 
   get pid(): number {
@@ -193,7 +206,13 @@ export class TestNode {
 
   /** Starts `kitefs mount` and waits for nothing. */
   spawn(...command: string[]): ChildProcess {
-    const args = [CLI, 'mount', '--config', this.configPath, ...(command.length > 0 ? ['--', ...command] : [])];
+    const args = [
+      CLI,
+      'mount',
+      '--config',
+      this.configPath,
+      ...(command.length > 0 ? ['--', ...command] : []),
+    ];
     const child = spawn(process.execPath, args, { env: this.#env, stdio: ['ignore', 'pipe', 'pipe'] });
     child.stdout.on('data', (text: Buffer) => appendFileSync(this.logPath, text));
     child.stderr.on('data', (text: Buffer) => appendFileSync(this.logPath, text));
@@ -214,7 +233,9 @@ export class TestNode {
   }
 
   logTail(lines = 30): string {
-    return existsSync(this.logPath) ? readFileSync(this.logPath, 'utf8').split('\n').slice(-lines).join('\n') : '(none)';
+    return existsSync(this.logPath)
+      ? readFileSync(this.logPath, 'utf8').split('\n').slice(-lines).join('\n')
+      : '(none)';
   }
 
   log(): string {
@@ -251,7 +272,9 @@ export class TestNode {
   }
 
   async status(): Promise<NodeStatus> {
-    const answer = await fetch(`http://127.0.0.1:${this.httpPort}/status`, { signal: AbortSignal.timeout(10_000) });
+    const answer = await fetch(`http://127.0.0.1:${this.httpPort}/status`, {
+      signal: AbortSignal.timeout(10_000),
+    });
     if (!answer.ok) throw new Error(`${this.id} /status: ${answer.status} ${await answer.text()}`);
     return (await answer.json()) as NodeStatus;
   }
@@ -281,14 +304,19 @@ export async function sqlite(path: string, ...statements: string[]): Promise<str
 }
 
 /** Runs a command to its end; returns its standard output, trimmed; rejects with its standard error. */
-export async function run(command: string, args: readonly string[], options: { cwd?: string; limitMs?: number } = {}): Promise<string> {
+export async function run(
+  command: string,
+  args: readonly string[],
+  options: { cwd?: string; limitMs?: number } = {},
+): Promise<string> {
   return await new Promise((resolve, reject) => {
     execFile(
       command,
       args,
       { cwd: options.cwd, timeout: options.limitMs ?? LIMIT_MS, killSignal: 'SIGKILL', maxBuffer: 1 << 28 },
       (error, stdout, stderr) => {
-        if (error) reject(new Error(`${command} ${args.join(' ').slice(0, 300)}: ${stderr.trim() || error.message}`));
+        if (error)
+          reject(new Error(`${command} ${args.join(' ').slice(0, 300)}: ${stderr.trim() || error.message}`));
         else resolve(stdout.trim());
       },
     );

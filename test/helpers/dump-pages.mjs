@@ -13,7 +13,11 @@ if (bytes.length > 0) {
   const pageSize = size === 1 ? 65_536 : size;
   bytes.fill(0, 18, 20);
   for (let at = 0, pgno = 1; at < bytes.length; at += pageSize, pgno += 1) {
-    lines.push(`${pgno} ${createHash('sha1').update(bytes.subarray(at, at + pageSize)).digest('hex')}`);
+    lines.push(
+      `${pgno} ${createHash('sha1')
+        .update(bytes.subarray(at, at + pageSize))
+        .digest('hex')}`,
+    );
   }
 }
 console.log(lines.join('\n'));

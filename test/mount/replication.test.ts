@@ -18,7 +18,9 @@ async function writer(path: string, number: number): Promise<void> {
     { length: ROWS_EACH },
     (_, i) => `INSERT INTO t(writer, n, body) VALUES (${number}, ${i}, randomblob(${100 + i * 37}));`,
   );
-  const child = spawn('sqlite3', ['-bail', '-cmd', '.timeout 60000', path], { stdio: ['pipe', 'ignore', 'pipe'] });
+  const child = spawn('sqlite3', ['-bail', '-cmd', '.timeout 60000', path], {
+    stdio: ['pipe', 'ignore', 'pipe'],
+  });
   let errors = '';
   child.stderr.on('data', (text: Buffer) => (errors += text.toString()));
   child.stdin.end(statements.join('\n'));
@@ -75,7 +77,9 @@ describe.each(DRIVERS)('with the %s driver', (driver) => {
       for (const { mode, pageSize } of cases) {
         const name = `${mode}-${pageSize}.db`;
         const source = join(node.dataDir, 'dbs', encodeURIComponent(name), 'database');
-        expect(await sqlite(source, 'PRAGMA integrity_check', 'SELECT count(*) FROM t')).toBe(`ok\n${WRITERS * ROWS_EACH}`);
+        expect(await sqlite(source, 'PRAGMA integrity_check', 'SELECT count(*) FROM t')).toBe(
+          `ok\n${WRITERS * ROWS_EACH}`,
+        );
       }
     }
   });
@@ -87,7 +91,12 @@ it('keeps every database of several folders apart', async () => {
     const primary = cluster.node(1);
     await run('mkdir', ['-p', primary.path('tenants/a')]);
     for (const name of ['tenants/1.db', 'tenants/a/1.db', '1.db']) {
-      await primary.sql(name, 'PRAGMA journal_mode=wal', 'CREATE TABLE t(x)', `INSERT INTO t VALUES ('${name}')`);
+      await primary.sql(
+        name,
+        'PRAGMA journal_mode=wal',
+        'CREATE TABLE t(x)',
+        `INSERT INTO t VALUES ('${name}')`,
+      );
     }
     for (const name of ['tenants/1.db', 'tenants/a/1.db', '1.db']) {
       await cluster.assertSame(name);

@@ -1,0 +1,204 @@
+import { execFile } from 'node:child_process';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { TestCluster, type TestNode, run, sqlite } from '../test/helpers/cluster.js';
+
+/**
+ * `npm run bench [commits|reads|latency|memory|start…]`: each section prints a table with ratios against
+ * plain SQLite, measured in the same run. Rounds are interleaved and the median counts. ROUNDS and SECONDS change the effort.
+ */
+const ROUNDS = Number(process.env['ROUNDS'] ?? 3);
+const SECONDS = Number(process.env['SECONDS'] ?? 4);
+const CLIENT = join(process.cwd(), 'bench/client.mjs');
+
+interface Measured {
+  readonly perSecond: number;
+  readonly p50: number;
+  readonly p99: number;
+}
+
+async function client(workload: string, path: string, ...args: (string | number)[]): Promise<Measured> {
+  const { stdout } = await promisify(execFile)(process.execPath, [
+    CLIENT,
+    workload,
+    path,
+    ...args.map(String),
+  ]);
+  return JSON.parse(stdout) as Measured;
+}
+
+const median = (values: readonly number[]): number =>
+  values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)] ?? 0;
+
+function table(title: string, rows: readonly Record<string, string | number>[]): void {
+  console.log(`\n${title}`);
+  console.table(rows);
+}
+
+const percent = (part: number, whole: number): string => `${((100 * part) / whole).toFixed(1)} %`;
+
+async function commits(): Promise<void> {
+  const kinds = [
+    { what: 'one row, WAL', journal: 'wal', rows: 1 },
+    { what: '1 000 rows, WAL', journal: 'wal', rows: 1000 },
+    { what: 'one row, DELETE', journal: 'delete', rows: 1 },
+  ];
+  const out: Record<string, string | number>[] = [];
+  for (const { what, journal, rows } of kinds) {
+    const results = new Map<string, Measured[]>();
+    let lag = 0;
+    for (let round = 0; round < ROUNDS; round += 1) {
+      const dir = mkdtempSync(join(tmpdir(), 'kitefs-bench-'));
+      push(results, 'plain', await client('commits', join(dir, 'b.db'), journal, rows, SECONDS));
+      rmSync(dir, { recursive: true, force: true });
+      for (const [place, nodes] of [
+        ['alone', 1],
+        ['with a replica', 2],
+      ] as const) {
+        const cluster = await TestCluster.start({ nodes, config: { log: { level: 'warn' } } });
+        const primary = cluster.node(1);
+        push(results, place, await client('commits', primary.path('b.db'), journal, rows, SECONDS));
+        if (nodes === 2) {
+          lag = Math.max(lag, (await cluster.node(2).database('b.db'))?.lagTransactions ?? 0);
+          await cluster.assertSame('b.db');
+        }
+        await cluster.stop();
+      }
+    }
+    const plain = results.get('plain') ?? [];
+    for (const [place, measured] of results) {
+      out.push({
+        what,
+        where: place,
+        'per second': Math.round(median(measured.map((m) => m.perSecond))),
+        'of plain': percent(median(measured.map((m) => m.perSecond)), median(plain.map((m) => m.perSecond))),
+        'p50 µs': Math.round(median(measured.map((m) => m.p50))),
+        'p50 × plain': (median(measured.map((m) => m.p50)) / median(plain.map((m) => m.p50))).toFixed(1),
+        'p99 µs': Math.round(median(measured.map((m) => m.p99))),
+        'lag at the end': place === 'with a replica' ? lag : '',
+      });
+    }
+  }
+  table('Transactions', out);
+}
+
+function push(results: Map<string, Measured[]>, key: string, value: Measured): void {
+  results.set(key, [...(results.get(key) ?? []), value]);
+}
+
+async function latency(): Promise<void> {
+  const cluster = await TestCluster.start({ config: { log: { level: 'warn' } } });
+  const [primary, replica] = [cluster.node(1), cluster.node(2)];
+  await client('paced', primary.path('b.db'), 500, 1);
+  await cluster.caughtUp('b.db');
+  const out: Record<string, string | number>[] = [];
+  for (let round = 0; round < ROUNDS; round += 1) {
+    const watching = client('watch', replica.path('b.db'), SECONDS + 2);
+    await client('paced', primary.path('b.db'), 500, SECONDS);
+    const seen = await watching;
+    out.push({ round, 'p50 ms': seen.p50.toFixed(2), 'p99 ms': seen.p99.toFixed(2) });
+  }
+  await cluster.stop();
+  table('Commit to visible on the replica, 500 commits/s', out);
+}
+
+async function reads(): Promise<void> {
+  const cluster = await TestCluster.start({ config: { log: { level: 'warn' } } });
+  const [primary, replica] = [cluster.node(1), cluster.node(2)];
+  const plainDir = mkdtempSync(join(tmpdir(), 'kitefs-bench-'));
+  const plain = join(plainDir, 'b.db');
+  for (const path of [plain, primary.path('b.db')]) await client('commits', path, 'wal', 1000, 2);
+  await cluster.caughtUp('b.db');
+  const results = new Map<string, Measured[]>();
+  for (let round = 0; round < ROUNDS; round += 1) {
+    push(results, 'plain', await client('reads', plain, SECONDS));
+    push(results, 'primary', await client('reads', primary.path('b.db'), SECONDS));
+    push(results, 'replica', await client('reads', replica.path('b.db'), SECONDS));
+    const writing = client('paced', primary.path('b.db'), 1000, SECONDS + 1);
+    push(results, 'replica while it applies 1 000/s', await client('reads', replica.path('b.db'), SECONDS));
+    await writing;
+  }
+  const base = median((results.get('plain') ?? []).map((m) => m.perSecond));
+  const out = [...results].map(([place, measured]) => {
+    const rate = median(measured.map((m) => m.perSecond));
+    return { where: place, 'per second': Math.round(rate), 'of plain': percent(rate, base) };
+  });
+  await cluster.stop();
+  rmSync(plainDir, { recursive: true, force: true });
+  table('Point reads', out);
+}
+
+/** Makes a database of about a gigabyte. */
+async function gigabyte(path: string): Promise<void> {
+  await sqlite(
+    path,
+    'PRAGMA journal_mode=wal',
+    'CREATE TABLE big(id INTEGER PRIMARY KEY, body)',
+    'WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 250000) INSERT INTO big SELECT i, randomblob(4000) FROM n',
+    'PRAGMA wal_checkpoint(TRUNCATE)',
+  );
+}
+
+async function start(): Promise<void> {
+  const cluster = await TestCluster.start({ nodes: 1, config: { log: { level: 'warn' } } });
+  const node = cluster.node(1);
+  const seed = join(cluster.dir, 'seed.db');
+  await gigabyte(seed);
+  await run('cp', [seed, node.path('big.db')], { limitMs: 300_000 });
+  const out: Record<string, string | number>[] = [];
+  for (let round = 0; round < ROUNDS; round += 1) {
+    for (const how of ['clean stop', 'kill -9'] as const) {
+      await node.sql('big.db', `UPDATE big SET body = randomblob(4000) WHERE id = ${round + 1}`);
+      await (how === 'clean stop' ? node.stop() : node.kill());
+      const began = performance.now();
+      await node.start();
+      out.push({ after: how, round, 'ready after ms': Math.round(performance.now() - began) });
+    }
+  }
+  await cluster.stop();
+  table('Start with a database of 1 GB', out);
+}
+
+async function memory(): Promise<void> {
+  const cluster = await TestCluster.start({ config: { log: { level: 'warn' } } });
+  const [primary, replica] = [cluster.node(1), cluster.node(2)];
+  const seed = join(cluster.dir, 'seed.db');
+  await gigabyte(seed);
+  await run('cp', [seed, primary.path('big.db')], { limitMs: 300_000 });
+  await cluster.caughtUp('big.db', 300_000);
+  const out: Record<string, string | number>[] = [];
+  const writing = client('paced', primary.path('b.db'), 500, SECONDS * 3);
+  for (let sample = 0; sample < 3; sample += 1) {
+    await new Promise((resolve) => setTimeout(resolve, SECONDS * 900));
+    for (const node of [primary, replica]) {
+      out.push({
+        sample,
+        node: node.id,
+        'daemon and children MB': Math.round((await residentKb(node)) / 1024),
+      });
+    }
+  }
+  await writing;
+  await cluster.stop();
+  table('Resident memory at 500 commits/s with a database of 1 GB', out);
+}
+
+/** Resident memory of a daemon and its children. */
+async function residentKb(node: TestNode): Promise<number> {
+  const children = (await run('pgrep', ['-P', String(node.pid)])).split('\n').filter(Boolean);
+  return [String(node.pid), ...children]
+    .map((pid) => /VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1] ?? '0')
+    .reduce((sum, kb) => sum + Number(kb), 0);
+}
+
+const SECTIONS: Record<string, () => Promise<void>> = { commits, latency, reads, start, memory };
+const asked = process.argv.slice(2);
+mkdirSync(tmpdir(), { recursive: true });
+for (const name of asked.length > 0 ? asked : Object.keys(SECTIONS)) {
+  const section = SECTIONS[name];
+  if (!section) throw new Error(`no section ${name}: ${Object.keys(SECTIONS).join(', ')}`);
+  console.log(`${name}: ${ROUNDS} rounds of ${SECONDS} s`);
+  await section();
+}

@@ -1,0 +1,95 @@
+import { describe, expect, it } from 'vitest';
+import type { Applier } from '../applier/applier.js';
+import type { AppliedDatabase } from '../applier/messages.js';
+import { KiteError } from '../errors.js';
+import type { LogFile } from '../store/types.js';
+import { ApplyQueue } from './apply-queue.js';
+
+const file = (txid: bigint): LogFile => ({
+  path: `${txid}`,
+  minTxid: txid,
+  maxTxid: txid,
+  sizeBytes: 1,
+  epoch: 1n,
+  preApplyChecksum: 0n,
+  postApplyChecksum: 0n,
+  pageSize: 4096,
+  commitPages: 1,
+});
+
+const at = (txid: bigint): AppliedDatabase => ({
+  position: { txid, checksum: 0n, epoch: 1n },
+  pageCount: 1,
+  pageSize: 4096,
+});
+
+/** A log of `log.length` transactions, an applier that does as `failing` says, and what came of it. */
+function queueOf(log: LogFile[], failing: (KiteError | undefined)[] = []) {
+  let opened = 0;
+  let position = 0n;
+  const seen = {
+    applied: [] as bigint[],
+    calls: [] as number[],
+    diverged: 0,
+    trouble: [] as (string | undefined)[],
+  };
+  const applier: Pick<Applier, 'open' | 'apply'> = {
+    open: async () => {
+      opened += 1;
+      return at(position);
+    },
+    apply: async (_name, files) => {
+      const error = failing.shift();
+      if (error) throw error;
+      seen.calls.push(files.length);
+      position = files.at(-1)?.maxTxid ?? position;
+      return at(position);
+    },
+  };
+  const queue = new ApplyQueue({
+    applier: applier as Applier,
+    name: 'app.db',
+    filesAfter: ({ position: { txid } }) => log.filter((entry) => entry.minTxid > txid),
+    onApplied: (database) => seen.applied.push(database.position.txid),
+    onDiverged: () => (seen.diverged += 1),
+    onTrouble: (error) => seen.trouble.push(error?.code),
+  });
+  return { queue, seen, opened: () => opened };
+}
+
+describe('the apply queue', () => {
+  it('applies everything in the log, several files at a time', async () => {
+    const log = Array.from({ length: 300 }, (_, i) => file(BigInt(i + 1)));
+    const { queue, seen, opened } = queueOf(log);
+    await queue.drained();
+    expect(seen.applied.at(-1)).toBe(300n);
+    expect(seen.calls).toEqual([256, 44]);
+    log.push(file(301n));
+    await queue.drained();
+    expect(seen.applied.at(-1)).toBe(301n);
+    expect(opened()).toBe(1);
+  });
+
+  it('opens again and goes on after the applier was restarted', async () => {
+    const restarted = new KiteError('ERR_APPLIER_RESTARTED', 'killed');
+    const { queue, seen, opened } = queueOf([file(1n), file(2n)], [restarted]);
+    await queue.drained();
+    expect(seen.applied.at(-1)).toBe(2n);
+    expect(opened()).toBe(2);
+    expect(seen.trouble).toEqual([undefined]);
+  });
+
+  it('says what is wrong, and tries again', async () => {
+    const { queue, seen } = queueOf([file(1n)], [new KiteError('ERR_APPLIER_IO', 'disk full')]);
+    await queue.drained();
+    expect(seen.trouble).toEqual(['ERR_APPLIER_IO', undefined]);
+    expect(seen.applied.at(-1)).toBe(1n);
+  });
+
+  it('stops at a divergence and asks for a snapshot', async () => {
+    const { queue, seen } = queueOf([file(1n)], [new KiteError('ERR_APPLIER_DIVERGED', 'other bytes')]);
+    await queue.drained();
+    expect(seen.diverged).toBe(1);
+    expect(seen.applied.at(-1)).toBe(0n);
+  });
+});
