@@ -1,12 +1,12 @@
 import type { ServerDuplexStream } from '@grpc/grpc-js';
 
 import { KiteError, toKiteError } from '../errors.js';
+import type { EpochPosition } from '../store/types.js';
 import { monotonicMs } from '../util/clock.js';
 import { DatabaseSender, type SenderStream } from './database-sender.js';
 import type { Ack__Output } from './generated/kitefs/v1/Ack.js';
 import type { Envelope, Envelope__Output } from './generated/kitefs/v1/Envelope.js';
 import type { Hello__Output } from './generated/kitefs/v1/Hello.js';
-import type { Position__Output } from './generated/kitefs/v1/Position.js';
 import type { ToPrimary__Output } from './generated/kitefs/v1/ToPrimary.js';
 import type { ToReplica } from './generated/kitefs/v1/ToReplica.js';
 import { EnvelopeMac, makeNonce } from './peer-secret.js';
@@ -241,11 +241,12 @@ export class ReplicaSession implements SenderStream {
     this.#host.started(this);
     // Subscribed before the log is read, so that nothing falls between the two.
     this.#unsubscribe = this.store.subscribe((change) => this.#changed(change));
-    for (const position of start.positions ?? []) this.#addSender(position);
     const names = this.store.databases();
     this.#control({ databases: { names: [...names] } });
+    for (const position of start.positions) {
+      this.#addSender(checkedName(position.database), fromWirePosition(position), position.attempt);
+    }
     for (const name of names) this.#sender(name);
-    for (const sender of this.#senders.values()) sender.start();
   }
 
   #handle(message: ToPrimary__Output): void {
@@ -344,17 +345,15 @@ export class ReplicaSession implements SenderStream {
 
   /** The sender of a database; one that the replica did not announce begins from nothing. */
   #sender(name: string): DatabaseSender {
-    const known = this.#senders.get(name);
-    if (known !== undefined) return known;
-    const sender = new DatabaseSender(name, this, undefined, 0);
-    this.#senders.set(name, sender);
-    if (this.#state === 'streaming') sender.start();
-    return sender;
+    return this.#senders.get(name) ?? this.#addSender(name, undefined, 0);
   }
 
-  #addSender(wire: Position__Output): void {
-    const name = checkedName(wire.database);
-    this.#senders.set(name, new DatabaseSender(name, this, fromWirePosition(wire), wire.attempt));
+  #addSender(name: string, position: EpochPosition | undefined, attempt: number): DatabaseSender {
+    this.#senders.get(name)?.close();
+    const sender = new DatabaseSender(name, this, position, attempt);
+    this.#senders.set(name, sender);
+    sender.start();
+    return sender;
   }
 
   #databaseFailed(name: string, reason: string): void {
