@@ -478,8 +478,10 @@ export class LeaseMachine {
   // Leaving
 
   #startLeaving(now: number, leave: Leave): void {
-    const refuse = (failure: string): void => void this.#effects.push({ kind: 'left', failure });
-    if (this.#leaving) return refuse('the lease is being given up already');
+    const refuse = (failure: string): void => this.#endLeave(leave, failure);
+    // A clean stop comes before anything else that is under way.
+    if (this.#leaving && leave.kind !== 'release') return refuse('the lease is being given up already');
+    if (this.#leaving) this.#endLeave(this.#leaving.leave, 'the node stops');
     if (leave.kind !== 'release' && !this.#hold) return refuse('this node does not hold the lease');
     if (leave.kind === 'handOff') {
       if (leave.target === this.#self.nodeId) return refuse('this node holds the lease already');
@@ -489,7 +491,8 @@ export class LeaseMachine {
       if (!this.#membership.isLive(leave.target, now)) return refuse(`${leave.target} is silent`);
     }
     const { ttlMs } = this.#options;
-    const patienceMs = leave.kind === 'handOff' ? 2 * this.#beatMs : ttlMs;
+    // A daemon that gave up will not become ready: it may not go back to holding the lease.
+    const patienceMs = { handOff: 2 * this.#beatMs, giveUp: Infinity, release: ttlMs }[leave.kind];
     this.#leaving = { leave, untilMs: now + patienceMs, unregistered: false };
     // Before the record is changed: the successor may write as soon as it is.
     this.#fence(reasonOf(leave));
@@ -513,11 +516,17 @@ export class LeaseMachine {
       const named = record?.handoffTo ?? record?.holder?.nodeId;
       if (named !== leave.target) failure = `the record names ${describe(record)}`;
     }
-    this.#effects.push({ kind: 'left', failure });
+    this.#endLeave(leave, failure);
     if (leave.kind === 'release') return this.#stop();
     if (leave.kind === 'giveUp') this.#pausedUntilMs = now + 2 * this.#options.ttlMs;
+    // Whatever the lease store still does: only a renewal sent from now on counts.
+    if (this.#hold) this.#hold.deadlineMs = -Infinity;
     this.#nextRenewMs = now;
     this.#settle(now);
+  }
+
+  #endLeave(leave: Leave, failure: string | undefined): void {
+    this.#effects.push({ kind: 'left', leave, failure });
   }
 
   // Small things
@@ -525,7 +534,7 @@ export class LeaseMachine {
   #refuse(code: 'ERR_LEASE_OTHER_CLUSTER' | 'ERR_LEASE_DUPLICATE_NODE', reason: string): void {
     this.#fence(reason);
     this.#tell({ kind: 'refused', code, fatal: true, reason });
-    if (this.#leaving) this.#effects.push({ kind: 'left', failure: reason });
+    if (this.#leaving) this.#endLeave(this.#leaving.leave, reason);
     this.#stop();
   }
 

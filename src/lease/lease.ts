@@ -45,7 +45,7 @@ export class Lease {
   #started = false;
   #stopped = false;
   #cancelTimer: (() => void) | undefined;
-  #left: ((failure: string | undefined) => void)[] = [];
+  readonly #leaves = new Map<Leave, (failure: string | undefined) => void>();
 
   constructor(options: LeaseOptions) {
     const ttlMs = options.ttlMs ?? 5000;
@@ -109,7 +109,7 @@ export class Lease {
     this.#drain();
     this.#stopped = true;
     this.#cancelTimer?.();
-    this.#answerLeaves('the lease has stopped');
+    for (const leave of this.#leaves.keys()) this.#endLeave(leave, 'the lease has stopped');
     await this.#adapter.close();
   }
 
@@ -126,13 +126,14 @@ export class Lease {
   #leave(leave: Leave): Promise<string | undefined> {
     return new Promise((resolve) => {
       if (this.#stopped) return resolve('the lease has stopped');
-      this.#left.push(resolve);
+      this.#leaves.set(leave, resolve);
       this.#feed({ kind: 'leave', leave });
     });
   }
 
-  #answerLeaves(failure: string | undefined): void {
-    for (const resolve of this.#left.splice(0)) resolve(failure);
+  #endLeave(leave: Leave, failure: string | undefined): void {
+    this.#leaves.get(leave)?.(failure);
+    this.#leaves.delete(leave);
   }
 
   #feed(input: LeaseInput): void {
@@ -166,7 +167,7 @@ export class Lease {
     // Effects in order: `fenced` before the call that lets a successor in.
     for (const effect of this.#machine.step(systemClock.nowMs(), input)) {
       if (effect.kind === 'event') this.#onEvent(effect.event);
-      else if (effect.kind === 'left') this.#answerLeaves(effect.failure);
+      else if (effect.kind === 'left') this.#endLeave(effect.leave, effect.failure);
       else this.#run(effect.id, effect.call);
     }
   }

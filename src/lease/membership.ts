@@ -41,7 +41,7 @@ export class Membership {
 
   /**
    * Takes the members as read. A process of this id that was there first keeps it while its counter
-   * grows: `duplicate` after two changes (one may be a call that a dead process had sent). `register`:
+   * grows: `duplicate` after three changes (the last calls of a dead process may arrive late). `register`:
    * the id is ours to register under; `wait`: not known yet.
    */
   observe(members: readonly Member[], nowMs: number, ended: boolean): 'register' | 'wait' | 'duplicate' {
@@ -57,15 +57,15 @@ export class Membership {
     const other = members.find((member) => member.nodeId === this.#self.nodeId);
     if (!other || other.incarnation === this.#self.incarnation) return 'register';
     const before = this.#twin?.incarnation === other.incarnation ? this.#twin : undefined;
-    const changed = before !== undefined && before.seen !== other.seen;
+    const changed = before !== undefined && other.seen > before.seen;
     this.#twin = {
       nodeId: other.nodeId,
       incarnation: other.incarnation,
       sinceMs: before && !changed ? before.sinceMs : nowMs,
-      seen: other.seen,
+      seen: before && !changed ? before.seen : other.seen,
       changes: (before?.changes ?? 0) + (changed ? 1 : 0),
     };
-    if (this.#twin.changes >= 2) return 'duplicate';
+    if (this.#twin.changes >= 3) return 'duplicate';
     // Once registered, write over it: a late call of our own dead predecessor ends with that, while a
     // living twin writes again and is noticed.
     const silent = nowMs >= this.#twin.sinceMs + this.#silenceMs;

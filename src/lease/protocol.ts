@@ -47,7 +47,7 @@ export type LeaseEffect =
   | { readonly kind: 'call'; readonly id: number; readonly call: LeaseCall }
   | { readonly kind: 'event'; readonly event: LeaseEvent }
   /** A `leave` input has ended; `failure` says why it did not happen. */
-  | { readonly kind: 'left'; readonly failure: string | undefined };
+  | { readonly kind: 'left'; readonly leave: Leave; readonly failure: string | undefined };
 
 export interface LeaseMachineOptions {
   readonly clusterId: string;

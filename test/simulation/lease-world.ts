@@ -9,7 +9,7 @@ const MARGIN_MS = 500;
 const BEAT_MS = TTL_MS / 5;
 /** Longest time that a message may be under way. */
 const STRAGGLE_MS = 1.5 * TTL_MS;
-const FAULTS_UNTIL_MS = 9 * TTL_MS;
+const FAULTS_UNTIL_MS = 7 * TTL_MS;
 /** After the last fault a primary must be there within this. */
 const RECOVERY_MS = STRAGGLE_MS + 3 * (TTL_MS + MARGIN_MS);
 
