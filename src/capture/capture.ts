@@ -1,7 +1,8 @@
 import { EventEmitter, once } from 'node:events';
 import { MessageChannel, Worker, type MessagePort } from 'node:worker_threads';
 
-import { KiteError, type ErrorCode } from '../errors.js';
+import { KiteError } from '../errors.js';
+import type { TxidRange } from '../ltx/position.js';
 import type { EpochPosition, LogFile } from '../store/types.js';
 import { CommitSignal } from './commit-signal.js';
 import type { GateEndpoint } from './gate-client.js';
@@ -88,6 +89,11 @@ export class Capture extends EventEmitter<CaptureEvents> {
     return { port: port1, signal: this.#signal.buffer };
   }
 
+  /** How to wake the mount thread after an answer: the `buffer` of the mount's Waker. Not needed with an event loop. */
+  setWaker(waker: SharedArrayBuffer): Promise<void> {
+    return this.#call('waker', { waker });
+  }
+
   /**
    * Before SQLite touches anything: commits in the WAL that the log lacks are added to it, under the epoch
    * of the log's last file. Returns the log's end; undefined when there is neither log nor commit. Rejects
@@ -125,7 +131,7 @@ export class Capture extends EventEmitter<CaptureEvents> {
   }
 
   /** Retention: removes log files whose transactions are all below `txid`; never the last file. */
-  removeBefore(name: string, txid: bigint): Promise<LogFile[]> {
+  removeBefore(name: string, txid: bigint): Promise<TxidRange[]> {
     return this.#call('removeBefore', { name, txid });
   }
 
@@ -151,7 +157,6 @@ export class Capture extends EventEmitter<CaptureEvents> {
     return new Promise((resolve, reject) => {
       this.#waiting.set(id, { resolve: resolve as (value: unknown) => void, reject });
       this.#port.postMessage({ id, op, args }, transfer);
-      this.#signal.wake();
     });
   }
 
@@ -184,10 +189,10 @@ export class Capture extends EventEmitter<CaptureEvents> {
     }
   }
 
-  #died(why: string, code: ErrorCode = 'ERR_CAPTURE_DIED'): void {
+  #died(why: string): void {
     if (this.#stopping) return;
     this.#stopping = true;
-    const error = new KiteError(code, `the capture thread has ended: ${why}`);
+    const error = new KiteError('ERR_CAPTURE_DIED', `the capture thread has ended: ${why}`);
     for (const waiting of this.#waiting.values()) waiting.reject(error);
     this.#waiting.clear();
     this.emit('died', error);

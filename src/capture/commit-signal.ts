@@ -45,11 +45,16 @@ export class CommitSignal {
     const head = Atomics.load(this.#int32, HEAD);
     this.#int32[RING + (head % SLOTS_MAX)] = slot;
     Atomics.store(this.#int32, HEAD, (head + 1) | 0);
-    this.wake();
+    this.#wake();
   }
 
-  /** Ends capture's wait; also after a message was posted to it. */
-  wake(): void {
+  /** Mount: commits beyond `endBytes` do not count any more. */
+  retract(slot: number, endBytes: number): void {
+    const end = BigInt(endBytes);
+    if (Atomics.load(this.#ends, slot) > end) Atomics.store(this.#ends, slot, end);
+  }
+
+  #wake(): void {
     Atomics.add(this.#int32, FUTEX, 1);
     if (Atomics.load(this.#int32, SLEEPING) === 1) Atomics.notify(this.#int32, FUTEX);
   }
@@ -73,10 +78,20 @@ export class CommitSignal {
     return Atomics.load(this.#int32, FUTEX);
   }
 
-  /** Capture: sleeps until somebody woke it since `ticket`, or for `timeoutMs`. */
-  wait(ticket: number, timeoutMs: number): void {
+  /** Capture: resolves when somebody woke it since `ticket`, or after `timeoutMs`. */
+  async wait(ticket: number, timeoutMs: number): Promise<void> {
     Atomics.store(this.#int32, SLEEPING, 1);
-    Atomics.wait(this.#int32, FUTEX, ticket, timeoutMs);
+    // ES2024, in every Node that is supported; the types of ES2023 do not have it.
+    const { waitAsync } = Atomics as unknown as { waitAsync: WaitAsync };
+    const waiting = waitAsync(this.#int32, FUTEX, ticket, timeoutMs);
+    if (waiting.async) await waiting.value;
     Atomics.store(this.#int32, SLEEPING, 0);
   }
 }
+
+type WaitAsync = (
+  ints: Int32Array,
+  index: number,
+  expected: number,
+  timeoutMs: number,
+) => { async: false } | { async: true; value: Promise<unknown> };

@@ -49,6 +49,11 @@ export class GateClient implements CaptureGate {
   }
 
   beforeWalChange(slot: DatabaseSlot, change: WalChange, answer: GateAnswer): void {
+    // Taken back first: what is destroyed must not be read once more between the answer and the destruction.
+    this.#signal.retract(
+      slot,
+      change.kind === 'overwrite' || change.kind === 'truncate' ? change.fromBytes : 0,
+    );
     this.#ask({ op: 'wal', slot, change }, answer);
   }
 
@@ -109,7 +114,6 @@ export class GateClient implements CaptureGate {
 
   #post(request: GateRequest): void {
     this.#port.postMessage(request);
-    this.#signal.wake();
   }
 
   #take(reply: GateReply): void {

@@ -1,6 +1,7 @@
 import type { MessagePort } from 'node:worker_threads';
 
 import type { ErrorCode } from '../errors.js';
+import type { TxidRange } from '../ltx/position.js';
 import type { EpochPosition, LogFile } from '../store/types.js';
 import type { JournalCommit } from './gate.js';
 
@@ -69,14 +70,14 @@ export interface CaptureStats {
 /** Calls of the main thread: name → [arguments, result]. */
 export interface CaptureCalls {
   gate: [{ port: MessagePort }, void];
-  waker: [{ waker: unknown }, void];
+  waker: [{ waker: SharedArrayBuffer }, void];
   recover: [{ name: string }, EpochPosition | undefined];
   promote: [{ epoch: bigint }, PromotedDatabase[]];
   demote: [Record<string, never>, void];
   position: [{ name: string }, EpochPosition | undefined];
   pages: [{ name: string; pgnos: number[] }, CommittedPages];
   sync: [Record<string, never>, void];
-  removeBefore: [{ name: string; txid: bigint }, LogFile[]];
+  removeBefore: [{ name: string; txid: bigint }, TxidRange[]];
   stats: [Record<string, never>, CaptureStats[]];
   stop: [Record<string, never>, void];
 }
