@@ -1,5 +1,4 @@
-import type { Command } from 'commander';
-import { Option } from 'commander';
+import { Option, type Command } from 'commander';
 import { loadConfig, type LoadedConfig } from '../config/load.js';
 import { SETTINGS, type Setting } from '../config/schema.js';
 
@@ -34,10 +33,10 @@ export function addConfigOptions(command: Command): Command {
 }
 
 function optionOf(setting: Setting): Option {
-  const { key, doc, env, noEffect } = setting;
+  const { key, doc, env, noEffect, isSwitch } = setting;
   const otherwise = setting.default ?? setting.derived;
   const said = otherwise ? ` Default: ${otherwise}.` : '';
-  const option = new Option(`--${key} <value>`, `${doc}${said} [${env}]`);
+  const option = new Option(`--${key} <${isSwitch ? 'true|false' : 'value'}>`, `${doc}${said} [${env}]`);
   return noEffect === undefined ? option : option.hideHelp();
 }
 

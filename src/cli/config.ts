@@ -27,13 +27,13 @@ export function printConfiguration({ config, given }: LoadedConfig): void {
   }
 }
 
+/** Words stay as they are written, since that is how they are read. */
 function yamlOf(value: unknown): string {
-  if (value === undefined || value === '') return '';
+  if (value === undefined) return '';
   const isAddress = typeof value === 'object' && value !== null && 'port' in value;
-  return stringify(isAddress ? formatAddress(value as Address) : value, {
-    collectionStyle: 'flow',
-    lineWidth: 0,
-  }).trim();
+  const plain = isAddress ? formatAddress(value as Address) : value;
+  if (typeof plain === 'string' && /^[\w./:-]*$/.test(plain)) return plain;
+  return stringify(plain, { collectionStyle: 'flow', lineWidth: 0 }).trim();
 }
 
 function valueAt(config: unknown, path: readonly string[]): unknown {

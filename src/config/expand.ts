@@ -21,7 +21,8 @@ export function expandEnvironment(original: string, environment: Environment): E
 
   const lookUp = (name: string, offset: number): string => {
     const value = environment[name];
-    if (value === undefined) unset.push({ name, offset });
+    const lineStart = original.slice(original.lastIndexOf('\n', offset) + 1, offset);
+    if (value === undefined && !/^\s*#/.test(lineStart)) unset.push({ name, offset });
     return value ?? '';
   };
   const append = (piece: string, from: number, length: number): void => {

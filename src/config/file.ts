@@ -38,7 +38,9 @@ export function readFileValues(
   }));
 
   const document = parseDocument(text, { lineCounter: new LineCounter(), prettyErrors: false });
-  for (const error of document.errors) problems.push({ where: whereOf(error.pos[0]), text: error.message });
+  // The first one only: the others are most often its consequences.
+  for (const error of document.errors.slice(0, 1))
+    problems.push({ where: whereOf(error.pos[0]), text: error.message });
   if (problems.length > 0) return { values, problems, notes };
 
   const visit = (pair: Pair, prefix: string): void => {

@@ -58,11 +58,9 @@ export function loadConfig(options: LoadOptions = {}): LoadedConfig {
     if (fromFlag !== undefined) given.set(key, { raw: fromFlag, where: `--${key}` });
   }
 
-  for (const setting of SETTINGS) {
-    const at = given.get(setting.key);
-    if (at && setting.noEffect !== undefined) {
-      notes.push({ where: at.where, text: `${setting.key} has no effect: ${setting.noEffect}` });
-    }
+  for (const [key, { where }] of given) {
+    const noEffect = SETTINGS.find((setting) => setting.key === key)?.noEffect;
+    if (noEffect !== undefined) notes.push({ where, text: `${key} has no effect: ${noEffect}` });
   }
 
   const parsed = configSchema.safeParse(nested(given));
@@ -126,9 +124,9 @@ function nested(given: ReadonlyMap<string, { raw: unknown }>): unknown {
 
 function complete(given: GivenConfig) {
   const { fuse, data, http, peer, lease, log } = given;
-  const advertiseUrl =
-    lease.advertiseUrl ?? `http://${formatAddress({ ...http.addr, host: lease.hostname })}`;
-  const advertised: Address = peer.addr.host === '' ? { ...peer.addr, host: lease.hostname } : peer.addr;
+  const machine = lease.hostname ?? hostname();
+  const advertiseUrl = lease.advertiseUrl ?? `http://${formatAddress({ ...http.addr, host: machine })}`;
+  const advertised: Address = peer.addr.host === '' ? { ...peer.addr, host: machine } : peer.addr;
   const dataDir = resolve(data.dir);
   return {
     ...given,
@@ -142,6 +140,7 @@ function complete(given: GivenConfig) {
     peer: { ...peer, advertise: formatAddress(peer.advertise ?? advertised) },
     lease: {
       ...lease,
+      hostname: machine,
       advertiseUrl,
       primary: lease.primary ?? primaryOf(advertiseUrl, peer.addr.port),
       path: resolve(lease.path ?? join(dataDir, 'lease.db')),

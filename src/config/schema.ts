@@ -1,4 +1,3 @@
-import { hostname } from 'node:os';
 import { z } from 'zod';
 import { LOG_LEVELS } from '../observability/log.js';
 import {
@@ -162,7 +161,9 @@ export const configSchema = z.strictObject({
     promote: flag('Ask to be primary once caught up.', {
       noEffect: 'a candidate becomes primary when there is none; hand-off comes with the next version',
     }),
-    hostname: text('Name of this machine, as .primary shows it to replicas.', { default: hostname() }),
+    hostname: text('Name of this machine, as .primary shows it to replicas.', {
+      derived: 'the name of the machine',
+    }),
     advertiseUrl: text('Where other machines reach this node’s applications, as status shows it.', {
       derived: 'http://<lease.hostname>:<port of http.addr>',
     }),
@@ -260,5 +261,7 @@ function settingsOf(schema: z.ZodType, path: readonly string[]): Setting[] {
   return [{ ...about, key, path, env: `KITEFS_${key.replaceAll(/[.-]/g, '_').toUpperCase()}` }];
 }
 
-const keyOf = (property: string): string =>
-  property.replace(/(Ms|Bytes)$/, '').replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+function keyOf(property: string): string {
+  const name = property.replace(/(Ms|Bytes)$/, '');
+  return name.replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+}
