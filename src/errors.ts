@@ -30,6 +30,10 @@ const row = (action: string, at: Partial<Omit<ErrorRow, 'action'>> = {}): ErrorR
 export const ERRORS = {
   ERR_INTERNAL: row('This is a bug in KiteFS: report it with the log.'),
 
+  ERR_APPLIER_DAMAGED: row(
+    'Get the database from a peer or a backup (docs/recovery.md); the other databases go on.',
+    { http: 503, grpc: 9 },
+  ),
   ERR_APPLIER_DIVERGED: row('The node gets the database from the primary again by itself.', {
     retry: true,
     http: 503,
@@ -137,6 +141,15 @@ export const ERRORS = {
     http: 400,
     grpc: 3,
   }),
+
+  ERR_MOUNT_BUSY: row('Choose another `fuse.dir`, or unmount what is there (`umount <dir>`).', { exit: 2 }),
+  ERR_MOUNT_DEVICE: row('Load the kernel module (`modprobe fuse`); in a container pass `--device /dev/fuse`.'),
+  ERR_MOUNT_DIRECTORY: row('Make `fuse.dir` an existing, empty folder.', { exit: 2 }),
+  ERR_MOUNT_DRIVER: row('Install libfuse2 and fuse-native, or set `fuse.driver: kernel`.', { exit: 2 }),
+  ERR_MOUNT_FAILED: row('Look at the message of mount(8) and at `dmesg`.'),
+  ERR_MOUNT_PERMISSION: row(
+    'Run as root (in a container with `--cap-add SYS_ADMIN --device /dev/fuse`), or set `fuse.driver: fuse-native`.',
+  ),
 
   ERR_REPLICATION_CLUSTER: row(
     'The node belongs to another cluster: correct its peer addresses, or give it an empty data.dir.',

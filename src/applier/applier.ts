@@ -174,14 +174,14 @@ export class Applier {
     // Silence is counted from the first call that waits, not from the last answer of an idle process.
     if (this.#waiting.size === 0) this.#lastHeardMs = monotonicMs();
     return await new Promise<ApplierCalls[K][1]>((resolve, reject) => {
-      this.#waiting.set(id, { resolve: resolve as (value: never) => void, reject });
+      this.#waiting.set(id, { resolve, reject });
       this.#send({ id, op, args } as ApplierCall);
     });
   }
 
   #spawn(): void {
     const { mountDir, dataDir, onStart } = this.#options;
-    const child = fork(MAIN, [mountDir, dataDir], {
+    const child = fork(MAIN, [mountDir, dataDir, this.#options.arm ? 'armed' : 'plain'], {
       serialization: 'advanced',
       // Nothing of ours is inherited but these; all other descriptors are close-on-exec (DESIGN §1.4).
       stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
@@ -201,7 +201,7 @@ export class Applier {
       });
     });
     child.on('error', (error) => this.#options.logger.error({ err: error }, 'the applier has trouble'));
-    child.once('exit', (code, signal) => this.#died(`${signal ?? `exit code ${code}`}`));
+    child.once('exit', (code, signal) => this.#died(signal ?? `exit code ${code}`));
     if (child.pid !== undefined) onStart?.(child.pid);
     this.#lastHeardMs = monotonicMs();
     clearInterval(this.#watch);

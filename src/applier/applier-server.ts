@@ -1,0 +1,120 @@
+import type { EpochPosition, LogFile } from '../store/types.js';
+import type { ApplierContext } from './context.js';
+import { exportDatabase, importDatabase } from './copies.js';
+import { HandOffLocks } from './hand-off-locks.js';
+import { makeJournalMode, recoverDatabase } from './journal-mode.js';
+import type { AppliedDatabase, ApplierCall } from './messages.js';
+import { ReplicaDatabase } from './replica-database.js';
+
+/** What the applier process does, call by call. Calls of one database wait for one another, others do not. */
+export class ApplierServer {
+  readonly #context: ApplierContext;
+  readonly #open = new Map<string, ReplicaDatabase>();
+  readonly #locks: HandOffLocks;
+  /** Per database, the end of the calls that may not overlap. */
+  readonly #turns = new Map<string, Promise<unknown>>();
+
+  constructor(context: ApplierContext) {
+    this.#context = context;
+    this.#locks = new HandOffLocks(context);
+  }
+
+  async call(call: ApplierCall): Promise<unknown> {
+    const context = this.#context;
+    switch (call.op) {
+      case 'open':
+        return (await this.#opened(call.args.name)).applied;
+      case 'apply':
+        return await this.#apply(call.args.name, call.args.files);
+      case 'close':
+        return await this.#close(call.args.name);
+      case 'closeAll':
+        this.#locks.release();
+        await Promise.all([...this.#open.keys()].map((name) => this.#close(name)));
+        return undefined;
+      case 'recover':
+        return await this.#inTurn(call.args.name, () => recoverDatabase(context, call.args.name));
+      case 'makeJournalMode':
+        return await this.#inTurn(call.args.name, () =>
+          makeJournalMode(context, call.args.name, call.args.mode),
+        );
+      case 'lock':
+        return await this.#locks.take(call.args.names, call.args.timeoutMs);
+      case 'unlock':
+        return this.#locks.release();
+      case 'export':
+        return await this.#export(call.args.name, call.args.path);
+      case 'import':
+        return await this.#inTurn(call.args.name, () =>
+          importDatabase(context, call.args.name, call.args.path),
+        );
+      case 'drop':
+        return await this.#drop(call.args.name);
+      default:
+        throw new Error(`no such call: ${JSON.stringify(call satisfies never)}`);
+    }
+  }
+
+  /** Opens it when it is not. The first of two calls at once opens. */
+  async #opened(name: string): Promise<ReplicaDatabase> {
+    const serving = this.#open.get(name);
+    // Not in turn: an export does not hold up what is applied.
+    if (serving?.ready) return serving;
+    return await this.#inTurn(name, async () => {
+      const known = this.#open.get(name);
+      if (known?.ready) return known;
+      await known?.close();
+      const database = new ReplicaDatabase(this.#context, name);
+      this.#open.set(name, database);
+      try {
+        await database.open();
+      } catch (error) {
+        this.#open.delete(name);
+        throw error;
+      }
+      return database;
+    });
+  }
+
+  #export(name: string, path: string): Promise<void> {
+    // In turn: closing our own descriptors of the database meanwhile would give up the copy's locks.
+    return this.#inTurn(name, () =>
+      exportDatabase(this.#context, name, path, this.#open.get(name)?.journalVersions),
+    );
+  }
+
+  async #apply(name: string, files: readonly LogFile[]): Promise<AppliedDatabase> {
+    const database = await this.#opened(name);
+    return await database.apply(files);
+  }
+
+  #close(name: string): Promise<EpochPosition | undefined> {
+    // Not behind a call that waits for a lock: closing is what ends such a wait.
+    const database = this.#open.get(name);
+    database?.stop();
+    return this.#inTurn(name, async () => {
+      const still = this.#open.get(name);
+      this.#open.delete(name);
+      return await still?.close();
+    });
+  }
+
+  async #drop(name: string): Promise<void> {
+    const database = await this.#opened(name);
+    await this.#inTurn(name, async () => {
+      this.#open.delete(name);
+      await database.drop();
+    });
+  }
+
+  async #inTurn<T>(name: string, work: () => Promise<T>): Promise<T> {
+    const before = this.#turns.get(name) ?? Promise.resolve();
+    const turn = before.catch(() => {}).then(work);
+    this.#turns.set(name, turn);
+    try {
+      return await turn;
+    } finally {
+      if (this.#turns.get(name) === turn) this.#turns.delete(name);
+    }
+  }
+}

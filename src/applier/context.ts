@@ -1,0 +1,15 @@
+import { join } from 'node:path';
+
+import type { Arm } from './database-files.js';
+import type { ApplierEvent } from './messages.js';
+
+/** What every part of the applier process works with. */
+export interface ApplierContext {
+  readonly mountDir: string;
+  readonly dataDir: string;
+  readonly arm: Arm | undefined;
+  readonly emit: (event: ApplierEvent) => void;
+}
+
+/** Where applications see the database. */
+export const mountPath = (context: ApplierContext, name: string): string => join(context.mountDir, name);

@@ -1,0 +1,355 @@
+import fs from 'node:fs';
+
+import { KiteError, toKiteError } from '../errors.js';
+
+import { databasePaths, type DatabasePaths } from '../store/data-directory.js';
+import { Log } from '../store/log.js';
+import { PageChecksums, type JournalVersions } from '../store/page-checksums.js';
+import type { EpochPosition, LogFile } from '../store/types.js';
+import { monotonicMs } from '../util/clock.js';
+import { markClosed, markServed } from './boot-marker.js';
+import { mountPath, type ApplierContext } from './context.js';
+import { createDatabase, emptyFirstPage, removeDatabase } from './database-files.js';
+import { follows, positionAfter, readTransaction, SMALL_FILE_BYTES } from './incoming.js';
+import { locatePosition, type Located } from './locate-position.js';
+import type { AppliedDatabase } from './messages.js';
+import { PageReader } from './page-reader.js';
+import { vacuumsAtCommit, WalConnection } from './wal-connection.js';
+import { WalTransaction } from './wal-writer.js';
+
+/** Files that wait are put into one transaction up to this much. */
+const BATCH_FILES = 64;
+const BATCH_BYTES = 4 << 20;
+
+/** Above this the WAL is checkpointed when no file waits; far above it, also when some do. */
+const CHECKPOINT_BYTES = 4 << 20;
+const CHECKPOINT_NOW_BYTES = 64 << 20;
+const CHECKPOINT_RETRY_MS = 1000;
+const SAVE_INTERVAL_MS = 10_000;
+
+interface Queued {
+  readonly file: LogFile;
+  readonly done: (error?: KiteError) => void;
+}
+
+interface State extends Located {
+  readonly pageSize: number;
+}
+
+/** A database on a replica: what `open` started, until `close`. */
+export class ReplicaDatabase {
+  readonly #context: ApplierContext;
+  readonly #name: string;
+  readonly #paths: DatabasePaths;
+  readonly #stop = new AbortController();
+  readonly #queue: Queued[] = [];
+  #connection: WalConnection | undefined;
+  /** Undefined: the bytes are those of no known position, only a snapshot can follow. */
+  #state: State | undefined;
+  #draining: Promise<void> | undefined;
+  #walBytes = 0;
+  #checkpointAtMs = 0;
+  #savedAtMs = monotonicMs();
+  #vacuumsAtCommit = false;
+
+  /** Not any more when a turn failed: what is in memory may be ahead of what was written. */
+  #ready = false;
+
+  constructor(context: ApplierContext, name: string) {
+    this.#context = context;
+    this.#name = name;
+    this.#paths = databasePaths(context.dataDir, name);
+  }
+
+  /** Whether it was opened, and did not fail since. */
+  get ready(): boolean {
+    return this.#ready;
+  }
+
+  /** The primary's journal mode bytes, when known. */
+  get journalVersions(): JournalVersions | undefined {
+    return this.#state?.journalVersions;
+  }
+
+  /** Where it stands. Throws ERR_APPLIER_DIVERGED when that is nowhere in the log: then a snapshot has to come. */
+  get applied(): AppliedDatabase {
+    const state = this.#state;
+    if (!state) throw new KiteError('ERR_APPLIER_DIVERGED', `${this.#name} is at no position of the log`);
+    return { position: state.position, pageCount: state.checksums.pages, pageSize: state.pageSize };
+  }
+
+  /** Resolves when readers see the last of these files. After an error the database must be closed. */
+  async apply(files: readonly LogFile[]): Promise<AppliedDatabase> {
+    if (files.length > 0) {
+      await new Promise<void>((resolve, reject) => {
+        const done = (error?: KiteError): void => (error ? reject(error) : undefined);
+        for (const file of files.slice(0, -1)) this.#queue.push({ file, done });
+        const last = files.at(-1)!;
+        this.#queue.push({ file: last, done: (error) => (error ? reject(error) : resolve()) });
+        this.#draining ??= this.#drain().finally(() => (this.#draining = undefined));
+      });
+    }
+    return this.applied;
+  }
+
+  /** Ends waits for locks, with an error for the calls that wait. */
+  stop(): void {
+    this.#stop.abort(new KiteError('ERR_APPLIER_LOCKED', `${this.#name} was closed before all was done`));
+  }
+
+  /** Ends waits, saves the checksums with their position, and closes. Returns the position, if known. */
+  async close(): Promise<EpochPosition | undefined> {
+    this.stop();
+    this.#ready = false;
+    await this.#draining;
+    this.#save();
+    if (this.#state && this.#connection) {
+      this.#release();
+      markClosed(this.#paths.directory);
+    }
+    this.#release();
+    return this.#state?.position;
+  }
+
+  /** An empty database for those who have it open, then its removal (trap 25). */
+  async drop(): Promise<void> {
+    await this.#draining;
+    await this.#remove();
+  }
+
+  async #remove(): Promise<void> {
+    const pageSize = this.#state?.pageSize ?? 0;
+    if (this.#connection && pageSize > 0) {
+      await this.#write(pageSize, 1, (add) => {
+        add(1, emptyFirstPage(pageSize));
+        return 1;
+      });
+    }
+    this.#release();
+    removeDatabase(mountPath(this.#context, this.#name));
+    fs.rmSync(this.#paths.checksums, { force: true });
+    markClosed(this.#paths.directory);
+  }
+
+  /** Opens the database and finds where it stands. After an error nothing of it is open. */
+  async open(): Promise<void> {
+    try {
+      await this.#locate();
+      this.#ready = true;
+    } catch (error) {
+      this.#release();
+      throw error;
+    }
+  }
+
+  async #locate(): Promise<void> {
+    const { directory, ltx, checksums } = this.#paths;
+    fs.mkdirSync(directory, { recursive: true });
+    const log = Log.open(ltx, { repair: false });
+    const size = fs.statSync(mountPath(this.#context, this.#name), { throwIfNoEntry: false })?.size ?? 0;
+    if (size === 0) {
+      this.#state = nothing(log.lastFile);
+      return;
+    }
+    const trusted = markServed(directory);
+    this.#connection = await this.#connect();
+    await this.#connection?.reading(async () => {
+      const pages = new PageReader(this.#connection!.files);
+      const located = await locatePosition(pages, log, checksums, trusted);
+      this.#state = located && { ...located, pageSize: pages.pageSize };
+      this.#vacuumsAtCommit = vacuumsAtCommit(pages.read(1));
+    });
+  }
+
+  /** Undefined when SQLite cannot open it at all: a snapshot then takes its place. */
+  async #connect(): Promise<WalConnection | undefined> {
+    try {
+      return await WalConnection.open(this.#context, this.#name, this.#stop.signal);
+    } catch (error) {
+      if (isUnreadable(error)) return undefined;
+      throw error;
+    }
+  }
+
+  async #drain(): Promise<void> {
+    while (this.#queue.length > 0) {
+      try {
+        const taken = await this.#turn();
+        for (const { done } of this.#queue.splice(0, taken)) done();
+      } catch (error) {
+        // What is in memory may be ahead of what was written: nothing of it is saved, `open` finds out.
+        this.#state = undefined;
+        this.#ready = false;
+        const known = toKiteError(error);
+        const told =
+          known.code === 'ERR_INTERNAL'
+            ? new KiteError('ERR_APPLIER_IO', `${this.#name}: ${known.message}`, { cause: error })
+            : known;
+        for (const { done } of this.#queue.splice(0)) done(told);
+      }
+      this.#maybeCheckpoint();
+    }
+  }
+
+  /** Applies files from the head of the queue in one transaction; returns how many. */
+  async #turn(): Promise<number> {
+    const first = this.#queue[0]!.file;
+    if (follows(this.#state?.position, first) === 'done') return 1;
+    if (first.commitPages === 0) {
+      await this.#remove();
+      this.#state = nothing(first);
+      this.#said();
+      return 1;
+    }
+    if (!this.#connection) await this.#create(first.pageSize);
+    const count =
+      first.sizeBytes <= SMALL_FILE_BYTES ? await this.#applySmall() : await this.#applyLarge(first);
+    this.#said();
+    return count;
+  }
+
+  async #create(pageSize: number): Promise<void> {
+    const path = mountPath(this.#context, this.#name);
+    removeDatabase(path);
+    markServed(this.#paths.directory);
+    await createDatabase(this.#context.mountDir, this.#name, pageSize, this.#context.arm);
+    this.#connection = await WalConnection.open(this.#context, this.#name, this.#stop.signal);
+  }
+
+  /** Decodes and verifies whole files, as many as wait and fit, then writes the newest copy of each page. */
+  async #applySmall(): Promise<number> {
+    const pages = new Map<number, Buffer>();
+    const first = this.#queue[0]!.file;
+    const checksums = first.minTxid === 1n ? new PageChecksums() : this.#state!.checksums;
+    let journalVersions = this.#state?.journalVersions;
+    let taken = 0;
+    let position = this.#state?.position;
+    for (const { file } of this.#queue.slice(0, BATCH_FILES)) {
+      const fits =
+        taken === 0 ||
+        (file.sizeBytes <= SMALL_FILE_BYTES &&
+          file.pageSize === first.pageSize &&
+          file.commitPages > 0 &&
+          file.minTxid !== 1n &&
+          pages.size * first.pageSize < BATCH_BYTES);
+      if (!fits || follows(position, file) === 'done') break;
+      const versions = await readTransaction(file, checksums, (pgno, page) => {
+        pages.set(pgno, Buffer.from(page));
+      });
+      journalVersions = versions ?? journalVersions;
+      position = positionAfter(file);
+      taken += 1;
+    }
+    const last = this.#queue[taken - 1]!.file;
+    await this.#write(first.pageSize, pages.size, (add) => {
+      for (const [pgno, page] of pages) if (pgno <= last.commitPages) add(pgno, page);
+      return last.commitPages;
+    });
+    this.#reached(last, checksums, journalVersions, pages.get(1));
+    return taken;
+  }
+
+  /** Decodes and writes at once, in bounded memory; it is verified when the last page has come, before it commits. */
+  async #applyLarge(file: LogFile): Promise<number> {
+    const checksums = file.minTxid === 1n ? new PageChecksums() : this.#state!.checksums;
+    let journalVersions = this.#state?.journalVersions;
+    let firstPage: Buffer | undefined;
+    await this.#write(file.pageSize, Infinity, async (add, isFull) => {
+      const versions = await readTransaction(
+        file,
+        checksums,
+        (pgno, page) => {
+          if (pgno === 1) firstPage = Buffer.from(page.subarray(0, 100));
+          add(pgno, page);
+        },
+        () => (isFull() ? new Promise(setImmediate) : undefined),
+      );
+      journalVersions = versions ?? journalVersions;
+      return file.commitPages;
+    });
+    this.#reached(file, checksums, journalVersions, firstPage);
+    return 1;
+  }
+
+  /** One WAL transaction; `fill` adds the pages and returns the size of the database after it. */
+  async #write(
+    pageSize: number,
+    frames: number,
+    fill: (add: (pgno: number, page: Buffer) => void, isFull: () => boolean) => Promise<number> | number,
+  ): Promise<void> {
+    const connection = this.#connection!;
+    for (;;) {
+      const written = await connection.writing(async () => {
+        const wal = WalTransaction.begin(connection.files, pageSize, frames);
+        if (!wal) return false;
+        const pages = await fill(
+          (pgno, page) => wal.add(pgno, page),
+          () => wal.full,
+        );
+        if (wal.frames > 0) this.#walBytes = wal.commit(pages);
+        else if (pages !== wal.pagesBefore)
+          throw new KiteError('ERR_LTX_DAMAGED', 'a transaction without pages changes the size');
+        return true;
+      }, this.#vacuumsAtCommit);
+      if (written) return;
+      await connection.restartWal();
+    }
+  }
+
+  #reached(
+    file: LogFile,
+    checksums: PageChecksums,
+    journalVersions: JournalVersions | undefined,
+    firstPage: Buffer | undefined,
+  ): void {
+    if (!journalVersions)
+      throw new KiteError('ERR_LTX_DAMAGED', `${file.path} has no page 1 and nothing is before it`);
+    if (firstPage) this.#vacuumsAtCommit = vacuumsAtCommit(firstPage);
+    this.#state = { position: positionAfter(file), checksums, journalVersions, pageSize: file.pageSize };
+  }
+
+  #said(): void {
+    this.#context.emit({
+      kind: 'applied',
+      name: this.#name,
+      database: this.applied,
+      walBytes: this.#walBytes,
+    });
+  }
+
+  #maybeCheckpoint(): void {
+    const waiting = this.#queue.length > 0;
+    if (this.#walBytes < (waiting ? CHECKPOINT_NOW_BYTES : CHECKPOINT_BYTES)) return;
+    if (!this.#connection || monotonicMs() < this.#checkpointAtMs) return;
+    const complete = this.#connection.checkpoint();
+    if (!complete) this.#checkpointAtMs = monotonicMs() + CHECKPOINT_RETRY_MS;
+    this.#context.emit({ kind: 'checkpoint', name: this.#name, walBytes: this.#walBytes, complete });
+    if (complete) this.#walBytes = 0;
+    // After a kill only what came later has to be computed again.
+    if (complete && monotonicMs() - this.#savedAtMs > SAVE_INTERVAL_MS) this.#save();
+  }
+
+  #save(): void {
+    const state = this.#state;
+    if (!state || state.checksums.pages === 0) return;
+    const { position, pageSize, journalVersions, checksums } = state;
+    checksums.save(this.#paths.checksums, { position, pageSize, journalVersions });
+    this.#savedAtMs = monotonicMs();
+  }
+
+  #release(): void {
+    this.#connection?.close();
+    this.#connection = undefined;
+  }
+}
+
+/** Where a database stands that does not exist: at its deletion, when the log ends with one. */
+function nothing(last: LogFile | undefined): State {
+  const position = last?.commitPages === 0 ? positionAfter(last) : { txid: 0n, checksum: 0n, epoch: 0n };
+  const checksums = new PageChecksums();
+  return { position, checksums, journalVersions: { write: 1, read: 1 }, pageSize: 0 };
+}
+
+/** SQLite finds no database in the file, or a damaged one. */
+const isUnreadable = (error: unknown): boolean =>
+  error instanceof Error && 'code' in error && /^SQLITE_(NOTADB|CORRUPT|CANTOPEN)/.test(String(error.code));
