@@ -42,7 +42,7 @@ async function perform(call: CaptureCall): Promise<unknown> {
       return listen(call.args.port);
     case 'waker':
       waker = new Waker(call.args.waker);
-      return;
+      return undefined;
     case 'recover':
       return service.recover(call.args.name);
     case 'promote':

@@ -109,7 +109,7 @@ export class GateClient implements CaptureGate {
   #ask(request: Asked, answer: GateAnswer): void {
     const id = this.#nextId++;
     this.#answers.set(id, answer);
-    this.#post({ ...request, id } as GateRequest);
+    this.#post({ ...request, id });
   }
 
   #post(request: GateRequest): void {

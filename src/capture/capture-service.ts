@@ -1,0 +1,327 @@
+import { createHash } from 'node:crypto';
+import { closeSync, existsSync, openSync, readdirSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+
+import { KiteError, toKiteError } from '../errors.js';
+import { MountState, type ControlBlock } from '../fuse/control-block.js';
+import { CHECKSUM_FLAG } from '../ltx/format.js';
+import { databasePaths } from '../store/data-directory.js';
+import { decodeDatabaseName } from '../store/database-name.js';
+import { Log } from '../store/log.js';
+import type { EpochPosition } from '../store/types.js';
+import { fsyncDirectory } from '../util/files.js';
+import type { CommitSignal } from './commit-signal.js';
+import { DatabaseCapture } from './database-capture.js';
+import type { DatabaseSlot } from './gate.js';
+import type { CaptureNotice, CaptureStats, GateRequest, PromotedDatabase } from './messages.js';
+import type { WrittenFile } from './ltx-file-writer.js';
+
+export interface CaptureServiceOptions {
+  readonly dataDir: string;
+  readonly nodeId: string;
+  readonly control: ControlBlock;
+  readonly signal: CommitSignal;
+  /** Tells the main thread; `transfer` is the notice's own bytes. */
+  readonly notify: (notice: CaptureNotice, transfer: ArrayBuffer[]) => void;
+}
+
+/** Beside a database while a primary may change it: after a crash every page is compared with the log. */
+const OPEN_MARKER = 'open';
+const EIO = 5;
+const ENOSPC = 28;
+const RETRY_MS = 1000;
+
+/**
+ * Capture of all databases, on the event loop of whatever thread runs it. While this node is no primary it
+ * has no database open and lets everything pass that the mount asks.
+ */
+export class CaptureService {
+  readonly #options: CaptureServiceOptions;
+  readonly #control: ControlBlock;
+  readonly #signal: CommitSignal;
+  readonly #nodeId: bigint;
+  readonly #names = new Map<DatabaseSlot, string>();
+  readonly #databases = new Map<string, DatabaseCapture>();
+  /** Databases out of service since the promotion, and why. */
+  readonly #broken = new Map<string, KiteError>();
+  /** Slots whose last capture failed: tried again every second, told once. */
+  readonly #failing = new Set<DatabaseSlot>();
+  #epoch: bigint | undefined;
+  #stopped = false;
+
+  constructor(options: CaptureServiceOptions) {
+    this.#options = options;
+    this.#control = options.control;
+    this.#signal = options.signal;
+    // LTX names a node by 8 bytes; what they mean is only "the same node as before".
+    const digest = createHash('sha256').update(options.nodeId).digest();
+    this.#nodeId = digest.readBigUInt64BE() | 1n;
+  }
+
+  /** Serves commits that the mount publishes, each database in turn, until `stop`. */
+  async run(): Promise<void> {
+    const busy = new Set<DatabaseSlot>();
+    while (!this.#stopped) {
+      const ticket = this.#signal.ticket;
+      for (let slot = this.#signal.take(); slot >= 0; slot = this.#signal.take()) busy.add(slot);
+      for (const slot of busy) if (!this.#captureStep(slot)) busy.delete(slot);
+      if (busy.size > 0) {
+        await new Promise((resolve) => setImmediate(resolve)); // questions and fsyncs come in between
+        continue;
+      }
+      const retry = this.#failing.size > 0;
+      await this.#signal.wait(ticket, retry ? RETRY_MS : 60_000);
+      if (retry) for (const slot of this.#failing) busy.add(slot);
+    }
+  }
+
+  /** Answers a question of the mount: 0, or the errno to give to the application. */
+  async answer(request: GateRequest): Promise<number> {
+    if (request.op === 'slot') {
+      this.#names.set(request.slot, request.name);
+      return 0;
+    }
+    const name = this.#names.get(request.slot);
+    if (name === undefined) return EIO;
+    try {
+      if (this.#epoch === undefined) return this.#answerIdle(request);
+      const toSync = this.#perform(name, request);
+      // Only the answer waits for the disk; other databases are served meanwhile.
+      await toSync?.log.sync();
+      return 0;
+    } catch (thrown) {
+      const error = toKiteError(thrown);
+      this.#notifyFailed(name, error);
+      return error.code === 'ERR_STORE_FULL' ? ENOSPC : EIO;
+    }
+  }
+
+  /** See Capture.recover. */
+  async recover(name: string): Promise<EpochPosition | undefined> {
+    const { ltx, directory } = databasePaths(this.#options.dataDir, name);
+    if (!existsSync(directory)) return undefined;
+    const log = Log.open(ltx, { repair: true });
+    const end = log.lastPosition;
+    if (!end) return undefined;
+    // What was committed then belongs to the epoch of then.
+    const database = this.#make(name, log, end.epoch, () => {});
+    try {
+      database.load();
+      await log.sync();
+      return database.position;
+    } finally {
+      database.close();
+    }
+  }
+
+  /** See Capture.promote. */
+  promote(epoch: bigint): PromotedDatabase[] {
+    this.#closeAll();
+    this.#epoch = epoch;
+    this.#broken.clear();
+    const promoted: PromotedDatabase[] = [];
+    for (const name of this.#storedNames()) {
+      try {
+        const database = this.#open(name, (opened, wasOpen) => {
+          const { current } = opened.load();
+          opened.reconcile(wasOpen || !current);
+        });
+        promoted.push({ name, position: database.position });
+      } catch (thrown) {
+        const error = toKiteError(thrown);
+        this.#broken.set(name, error);
+        this.#notifyFailed(name, error);
+        const { code, message } = error;
+        const position = { txid: 0n, checksum: 0n, epoch: 0n };
+        promoted.push({ name, position, error: { code, message } });
+      }
+    }
+    return promoted;
+  }
+
+  /** See Capture.demote. */
+  async demote(): Promise<void> {
+    for (const [name, database] of this.#databases) {
+      try {
+        if (this.#control.epoch === this.#epoch) database.drain();
+        await database.log.sync();
+        database.flush();
+        rmSync(this.#markerOf(name), { force: true });
+      } catch (thrown) {
+        // The marker stays, so that whoever is next compares every page.
+        this.#notifyFailed(name, toKiteError(thrown));
+      }
+    }
+    this.#closeAll();
+    this.#epoch = undefined;
+  }
+
+  async stop(): Promise<void> {
+    await this.demote();
+    this.#stopped = true;
+    const slot = this.#signal.newSlot();
+    if (slot >= 0) this.#signal.publish(slot, 0); // ends the wait of `run`
+  }
+
+  async syncLogs(): Promise<void> {
+    await Promise.all([...this.#databases.values()].map((database) => database.log.sync()));
+  }
+
+  /** The capture of one database; throws ERR_CAPTURE_UNKNOWN when it is not captured here and now. */
+  database(name: string): DatabaseCapture {
+    const database = this.#databases.get(name);
+    if (!database) throw new KiteError('ERR_CAPTURE_UNKNOWN', `${name} is not captured here`);
+    return database;
+  }
+
+  stats(): CaptureStats[] {
+    return [...this.#databases.values()].map((database) => ({
+      name: database.name,
+      position: database.position,
+      ...database.counts,
+    }));
+  }
+
+  /** One bounded piece of work for a slot; whether there may be more. */
+  #captureStep(slot: DatabaseSlot): boolean {
+    const name = this.#names.get(slot);
+    // The name of a slot comes by message, which may be behind the first commit.
+    if (name === undefined) return this.#epoch !== undefined;
+    if (this.#epoch === undefined || this.#broken.has(name)) return false;
+    try {
+      const step = this.#known(name).captureWal(this.#signal.endOf(slot)).next();
+      if (step.done === true) this.#failing.delete(slot);
+      return step.done !== true || step.value;
+    } catch (thrown) {
+      if (!this.#failing.has(slot)) this.#notifyFailed(name, toKiteError(thrown));
+      this.#failing.add(slot);
+      return false;
+    }
+  }
+
+  /** Does what the mount waits for; returns the database whose log must be durable before the answer. */
+  #perform(name: string, request: GateRequest): DatabaseCapture | undefined {
+    const broken = this.#broken.get(name);
+    if (broken) throw broken;
+    const database = this.#known(name);
+    switch (request.op) {
+      case 'wal':
+        database.beforeWalChange(request.change);
+        return request.change.durable ? database : undefined;
+      case 'journal':
+        database.beforeJournalCommit(request.commit);
+        return request.commit.durable ? database : undefined;
+      case 'adopt':
+        database.adopt();
+        return database;
+      case 'drop':
+        database.drop();
+        return this.#forget(request.slot, database);
+      case 'rename': {
+        // What moves is the file `database`; the new name goes on with its own history, if it has one.
+        database.drain();
+        const { database: path } = databasePaths(this.#options.dataDir, name);
+        if (database.commitPages > 0) this.#known(request.newName).adopt(path);
+        database.drop();
+        return this.#forget(request.slot, database);
+      }
+      case 'sync':
+        return database;
+      case 'restores':
+        if (database.restoresCommitted(request.offsetBytes, request.bytes)) return undefined;
+        throw new KiteError('ERR_CAPTURE_FENCED', `a write to ${name} would change what is committed`);
+      case 'slot':
+        break;
+    }
+    return undefined;
+  }
+
+  /** No primary: only the applier and recovery change anything, and the mount lets nobody else. */
+  #answerIdle(request: GateRequest): number {
+    if (this.#control.state !== MountState.replica) return 0;
+    const changes = request.op === 'adopt' || request.op === 'restores';
+    const commits = request.op === 'journal' && request.commit.dirtyPages.length > 0;
+    return changes || commits ? EIO : 0;
+  }
+
+  #forget(slot: DatabaseSlot, database: DatabaseCapture): DatabaseCapture {
+    database.close();
+    this.#databases.delete(database.name);
+    this.#names.delete(slot);
+    rmSync(this.#markerOf(database.name), { force: true });
+    return database;
+  }
+
+  #known(name: string): DatabaseCapture {
+    return this.#databases.get(name) ?? this.#open(name, (database) => database.load());
+  }
+
+  #open(name: string, start: (database: DatabaseCapture, wasOpen: boolean) => void): DatabaseCapture {
+    const epoch = this.#epoch as bigint;
+    const { ltx, directory } = databasePaths(this.#options.dataDir, name);
+    const log = Log.open(ltx, { repair: true });
+    const database = this.#make(name, log, epoch, () => {
+      if (this.#control.epoch === epoch) return;
+      throw new KiteError('ERR_CAPTURE_FENCED', `${name}: epoch ${epoch} is over`);
+    });
+    const marker = this.#markerOf(name);
+    const wasOpen = existsSync(marker);
+    try {
+      start(database, wasOpen);
+    } catch (error) {
+      database.close();
+      throw error;
+    }
+    if (!wasOpen) {
+      closeSync(openSync(marker, 'w'));
+      fsyncDirectory(directory); // a power cut may not forget that the checksums are out of date
+    }
+    this.#databases.set(name, database);
+    return database;
+  }
+
+  #make(name: string, log: Log, epoch: bigint, mayAppend: () => void): DatabaseCapture {
+    return new DatabaseCapture({
+      name,
+      paths: databasePaths(this.#options.dataDir, name),
+      log,
+      nodeId: this.#nodeId,
+      epoch,
+      mayAppend,
+      onFile: (written) => this.#notifyFile(name, written),
+      nowMs: Date.now,
+    });
+  }
+
+  #notifyFile(name: string, { file, bytes }: WrittenFile): void {
+    const { notify } = this.#options;
+    const isNew = file.minTxid === 1n || file.preApplyChecksum === CHECKSUM_FLAG;
+    if (isNew) notify({ kind: 'created', name }, []);
+    if (bytes) notify({ kind: 'transaction', name, file, bytes }, [bytes.buffer]);
+    else notify({ kind: 'transaction', name, file }, []);
+    if (file.commitPages === 0) notify({ kind: 'dropped', name }, []);
+  }
+
+  #notifyFailed(name: string, { code, message }: KiteError): void {
+    this.#options.notify({ kind: 'failed', name, code, message }, []);
+  }
+
+  #markerOf(name: string): string {
+    return join(databasePaths(this.#options.dataDir, name).directory, OPEN_MARKER);
+  }
+
+  #storedNames(): string[] {
+    const directory = join(this.#options.dataDir, 'dbs');
+    if (!existsSync(directory)) return [];
+    return readdirSync(directory)
+      .map(decodeDatabaseName)
+      .filter((name) => name !== undefined)
+      .toSorted();
+  }
+
+  #closeAll(): void {
+    for (const database of this.#databases.values()) database.close();
+    this.#databases.clear();
+    this.#failing.clear();
+  }
+}
