@@ -1,5 +1,13 @@
+import { MessageChannel, type MessagePort } from 'node:worker_threads';
+
 import type { GateEndpoint } from '../capture/gate-client.js';
-import type { Waker } from './waker.js';
+import { KiteError } from '../errors.js';
+import { startKernel } from './kernel-server.js';
+import type { FromMountThread, ServingOptions, ToMountThread } from './mail.js';
+import { prepareMountPoint } from './mount-point.js';
+import { startNative } from './native-mount.js';
+import type { RefusalReason } from './services.js';
+import { Waker } from './waker.js';
 
 export type FuseDriver = 'kernel' | 'fuse-native';
 
@@ -18,8 +26,6 @@ export type MountEvent =
   /** The mount ended without `stop` (somebody unmounted it). */
   | { readonly type: 'gone' }
   | { readonly type: 'error'; readonly message: string };
-
-export type RefusalReason = 'replica' | 'fenced' | 'no-journal' | 'other-file' | 'truncate-live' | 'link';
 
 export interface MountOptions {
   /** Absolute. */
@@ -45,25 +51,143 @@ export interface MountOptions {
   readonly onEvent: (event: MountEvent) => void;
 }
 
-/** A mounted KiteFS, from the main thread's side. Nothing here touches a path inside the mount. */
-export interface MountHandle {
-  /** For capture: wakes the mount thread after an answer was posted. */
-  readonly waker: Waker;
-  /**
-   * Names the applier. With the kernel driver every request of this process is privileged. With
-   * fuse-native, which knows no process, the next opens of `path` (and its companions) within 5 s with
-   * O_SYNC | O_RDWR are, so it is called before each such open. Resolves when it is in force.
-   */
-  armApplier(applier: { readonly pid: number; readonly path?: string }): Promise<void>;
-  /** After the ControlBlock was changed: waiting opens are looked at again. Resolves when it was done. */
-  changed(): Promise<void>;
-  /** Unmounts, lazily; whoever still has files open gets errors, nothing hangs. Never throws. */
-  stop(): Promise<void>;
+const TICK_MS = 500;
+const READY_LIMIT_MS = 10_000;
+
+/** What serves a mount. */
+export interface Server {
+  /** Unmounts and ends it; `tell` asks the serving side to stop. */
+  stop(tell: () => void): Promise<void>;
 }
 
-export const Mount = {
+/** A mounted KiteFS, from the main thread's side. Nothing here touches a path inside the mount. */
+export class Mount {
+  /** For capture: wakes the mount thread after an answer was posted. */
+  readonly waker = new Waker();
+  readonly #options: MountOptions;
+  readonly #port: MessagePort;
+  readonly #waiting = new Map<number, () => void>();
+  #server: Server | undefined;
+  #ready: () => void = () => undefined;
+  #nextId = 1;
+  #ticking: NodeJS.Timeout | undefined;
+  #stopping: Promise<void> | undefined;
+
+  private constructor(options: MountOptions, port: MessagePort) {
+    this.#options = options;
+    this.#port = port;
+    port.on('message', (mail: FromMountThread) => this.#take(mail));
+  }
+
   /** Mounts, and resolves when the mount answers. Errors: ERR_MOUNT_*. */
-  async start(_options: MountOptions): Promise<MountHandle> {
-    throw new Error('not yet');
-  },
-};
+  static async start(options: MountOptions): Promise<Mount> {
+    await prepareMountPoint(options.mountDir);
+    const { port1, port2 } = new MessageChannel();
+    const mount = new Mount(options, port1);
+    const ready = new Promise<void>((resolve) => (mount.#ready = resolve));
+    const serving: ServingOptions = {
+      dataDir: options.dataDir,
+      control: options.control,
+      captureEndpoint: options.captureEndpoint,
+      otherFiles: options.otherFiles,
+      candidate: options.candidate,
+      uid: options.uid,
+      gid: options.gid,
+      fileMode: options.fileMode,
+      dirMode: options.dirMode,
+    };
+    try {
+      mount.#server =
+        options.driver === 'kernel'
+          ? await startKernel(options, serving, port2, mount.waker)
+          : await startNative(options, serving, port2);
+      await within(ready, READY_LIMIT_MS, `${options.mountDir} was mounted but does not answer`);
+    } catch (error) {
+      await mount.stop();
+      throw error;
+    }
+    return mount;
+  }
+
+  /**
+   * Names the applier. With the kernel driver every request of this process is privileged. With
+   * fuse-native, which knows no process, the next open of each of `names` (`app.db-wal`…) within 5 s with
+   * O_SYNC | O_RDWR is, so it is called before each such open. Resolves when it is in force.
+   */
+  armApplier(applier: { readonly pid?: number; readonly names?: readonly string[] }): Promise<void> {
+    return this.#ask((id) => ({ op: 'arm', id, pid: applier.pid ?? 0, names: applier.names ?? [] }));
+  }
+
+  /** After the ControlBlock was changed: waiting opens are looked at again. Resolves when it was done. */
+  changed(): Promise<void> {
+    return this.#ask((id) => ({ op: 'changed', id }));
+  }
+
+  /** Unmounts, lazily; whoever still has files open gets errors, nothing hangs. Never throws. */
+  stop(): Promise<void> {
+    this.#stopping ??= this.#stop();
+    return this.#stopping;
+  }
+
+  async #stop(): Promise<void> {
+    clearTimeout(this.#ticking);
+    await this.#server?.stop(() => this.#post({ op: 'stop' }));
+    this.#port.close();
+    for (const resolve of this.#waiting.values()) resolve();
+    this.#waiting.clear();
+  }
+
+  #ask(mail: (id: number) => ToMountThread): Promise<void> {
+    if (this.#stopping) return Promise.resolve();
+    const id = this.#nextId++;
+    return new Promise((resolve) => {
+      this.#waiting.set(id, resolve);
+      this.#post(mail(id));
+    });
+  }
+
+  #post(mail: ToMountThread): void {
+    this.#port.postMessage(mail);
+    this.waker.wake();
+  }
+
+  #take(mail: FromMountThread): void {
+    if (mail.op === 'ready') this.#ready();
+    else if (mail.op === 'done') {
+      this.#waiting.get(mail.id)?.();
+      this.#waiting.delete(mail.id);
+    } else if (mail.op === 'special') void this.#special(mail.id, mail.path);
+    else if (mail.op === 'ticks') this.#tickLater();
+    else if (!(mail.event.type === 'gone' && this.#stopping)) this.#options.onEvent(mail.event);
+  }
+
+  async #special(id: number, name: string): Promise<void> {
+    let content: Buffer | undefined;
+    try {
+      content = await this.#options.special(name);
+    } catch (error) {
+      this.#options.onEvent({ type: 'error', message: `${name} could not be made: ${String(error)}` });
+    }
+    if (!this.#stopping) this.#post({ op: 'special', id, content });
+  }
+
+  #tickLater(): void {
+    if (this.#stopping || this.#ticking) return;
+    this.#ticking = setTimeout(() => {
+      this.#ticking = undefined;
+      this.#post({ op: 'tick' });
+    }, TICK_MS);
+  }
+}
+
+async function within(promise: Promise<void>, limitMs: number, message: string): Promise<void> {
+  let timer: NodeJS.Timeout | undefined;
+  const limit = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new KiteError('ERR_MOUNT_FAILED', message)), limitMs);
+  });
+  try {
+    await Promise.race([promise, limit]);
+  } finally {
+    clearTimeout(timer);
+  }
+}

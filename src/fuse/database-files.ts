@@ -1,0 +1,454 @@
+import fs from 'node:fs';
+
+import type { DatabaseSlot } from '../capture/gate.js';
+import { parseDatabaseHeader, DATABASE_HEADER_BYTES } from '../sqlite/database-header.js';
+import { JOURNAL_HEADER_BYTES } from '../sqlite/journal.js';
+import { FRAME_HEADER_BYTES, WAL_HEADER_BYTES } from '../sqlite/wal.js';
+import { databasePaths, type DatabasePaths } from '../store/data-directory.js';
+import { isErrno, writeFully } from '../util/files.js';
+import { MountState } from './control-block.js';
+import { JournalTracker } from './journal-tracker.js';
+import type { FsNode } from './nodes.js';
+import { Errno, errnoOf, type Answer, type MountServices } from './services.js';
+import { WalPages } from './wal-pages.js';
+import { WalTracker } from './wal-tracker.js';
+
+export type DatabaseFileKind = 'database' | 'wal' | 'journal';
+
+/** A copy that is whole and at rest this long is adopted though its writer still has it open. */
+const IDLE_MS = 1000;
+
+/** Who writes: the applier may change a replica. */
+export interface Writer {
+  readonly privileged: boolean;
+  readonly pid: number;
+}
+
+/** A database that is being written without a journal, by one process, and is not captured yet. */
+interface Adopting {
+  readonly pid: number;
+  lastWriteMs: number;
+  running: boolean;
+}
+
+/**
+ * One database's files: what may be written, and what capture has to know before and after. Everything
+ * an application does to them comes through here, and the rules of its role are here.
+ */
+export class DatabaseFiles {
+  readonly name: string;
+  readonly paths: DatabasePaths;
+  /** Files of it that the kernel may know. */
+  readonly nodes = new Map<DatabaseFileKind | 'shm', FsNode>();
+  /** Whether it has committed content that is (or will be) replicated. */
+  live: boolean;
+  /** A name was made or removed since the folder was last synced. */
+  folderChanged = true;
+  adopting: Adopting | undefined;
+  readonly #services: MountServices;
+  readonly #wal = new WalTracker();
+  readonly #walPages: WalPages;
+  readonly #journal = new JournalTracker();
+  /** The application syncs: what destroys log bytes must be durable elsewhere first. */
+  #durable = false;
+
+  /** `dataDir/dbs/<encoded>` exists. Takes over what is in its files. */
+  constructor(services: MountServices, name: string) {
+    this.#services = services;
+    this.name = name;
+    this.paths = databasePaths(services.dataDir, name);
+    this.#walPages = new WalPages(this.#wal, this.paths.wal);
+    this.live = sizeOf(this.paths.database) > 0;
+    this.attach('wal');
+    this.attach('journal');
+  }
+
+  get slot(): DatabaseSlot {
+    return this.#services.gate.slotOf(this.name);
+  }
+
+  get exists(): boolean {
+    return fs.existsSync(this.paths.database);
+  }
+
+  path(kind: DatabaseFileKind): string {
+    return this.paths[kind];
+  }
+
+  /** Reads what the trackers must know of a file that was there before them. */
+  attach(kind: 'wal' | 'journal'): void {
+    let fd: number;
+    try {
+      fd = fs.openSync(this.paths[kind], 'r');
+    } catch (error) {
+      if (isErrno(error, 'ENOENT')) return;
+      throw error;
+    }
+    try {
+      if (kind === 'wal') this.#attachWal(fd);
+      else this.#journal.wrote(0, readStart(fd, 0, JOURNAL_HEADER_BYTES), () => sizeOf(this.paths.database));
+    } finally {
+      fs.closeSync(fd);
+    }
+  }
+
+  #attachWal(fd: number): void {
+    const header = readStart(fd, 0, WAL_HEADER_BYTES);
+    this.#wal.wrote(0, header);
+    const step = FRAME_HEADER_BYTES + this.#wal.pageSize;
+    const { size } = fs.fstatSync(fd);
+    if (this.#wal.pageSize === 0) return;
+    for (let at = WAL_HEADER_BYTES; at + step <= size; at += step) {
+      const frame = readStart(fd, at, FRAME_HEADER_BYTES);
+      // Frames with other salts are of a WAL before this one.
+      if (frame.compare(header, 16, 24, 8, 16) !== 0) return;
+      this.#wal.wrote(at, frame);
+      this.#wal.wrote(at + step - 1, ONE_BYTE);
+    }
+  }
+
+  /** Whether opens by others than `pid` wait: the file is half a copy (trap 24). */
+  gates(pid: number): boolean {
+    return this.adopting !== undefined && this.adopting.pid !== pid;
+  }
+
+  // --- Writing
+
+  /** `data` is only valid during the call. */
+  write(kind: DatabaseFileKind, fd: number, data: Buffer, offset: number, by: Writer, answer: Answer): void {
+    if (kind === 'database') this.#writeDatabase(fd, data, offset, by, answer);
+    else if (kind === 'wal') this.#writeWal(fd, data, offset, by, answer);
+    else this.#writeJournal(fd, data, offset, by, answer);
+  }
+
+  #writeDatabase(fd: number, data: Buffer, offset: number, by: Writer, answer: Answer): void {
+    const { control, gate } = this.#services;
+    const perform = (bytes: Buffer): void => {
+      writeFully(fd, bytes, offset);
+      if (this.#journal.live) this.#journal.wroteDatabase(offset, bytes.length);
+    };
+    if (this.#mayChange(by)) {
+      if (control.state === MountState.primary) {
+        if (!this.#journal.live && this.#wal.committedEnd === 0) {
+          if (this.live) return this.#refuseNoJournal(answer);
+          this.#adoptLater(by);
+        }
+      } else if (data.length > 0) {
+        this.live = true;
+      }
+      perform(data);
+      // Asked again: the lease may have ended while this thread was stopped in between (trap 10).
+      return answer(this.#mayChange(by) ? 0 : Errno.EIO);
+    }
+    if (this.#journal.live) {
+      // Rolling back is allowed without a lease, or nobody could read the database any more (trap 14).
+      const copy = Buffer.from(data);
+      return gate.restoresCommitted(this.slot, offset, copy, (errno) => {
+        if (errno !== 0) return this.#refuse(answer, Errno.EIO);
+        guarded(answer, () => {
+          perform(copy);
+          answer(0);
+        });
+      });
+    }
+    if (this.#wal.committedEnd > 0 && this.#walPages.holds(offset, data)) {
+      perform(data);
+      return answer(0);
+    }
+    this.#refuse(answer, Errno.EIO);
+  }
+
+  #writeWal(fd: number, data: Buffer, offset: number, by: Writer, answer: Answer): void {
+    const { control, gate } = this.#services;
+    if (!this.#mayChange(by)) return this.#refuse(answer, Errno.EIO);
+    const perform = (bytes: Buffer): void => {
+      writeFully(fd, bytes, offset);
+      const end = this.#wal.wrote(offset, bytes);
+      // Asked again before the answer: a commit that is answered after the deadline could be lost (trap 10).
+      if (!this.#mayChange(by)) return answer(Errno.EIO);
+      if (end > 0) {
+        this.live = true;
+        if (control.state === MountState.primary) gate.walCommitted(this.slot, end);
+      }
+      answer(0);
+    };
+    if (control.state !== MountState.primary) return perform(data);
+    const destroyed = this.#wal.destroys(offset, data.length, this.#wal.pageSize === 0 ? 0 : 1);
+    if (!destroyed) return perform(data);
+    const copy = Buffer.from(data);
+    gate.beforeWalChange(this.slot, { ...destroyed, durable: this.#takeDurable() }, (errno) =>
+      errno === 0 ? guarded(answer, () => perform(copy)) : answer(errno),
+    );
+  }
+
+  #writeJournal(fd: number, data: Buffer, offset: number, by: Writer, answer: Answer): void {
+    const perform = (bytes: Buffer): void => {
+      writeFully(fd, bytes, offset);
+      this.#journal.wrote(offset, bytes, () => sizeOf(this.paths.database));
+      answer(0);
+    };
+    if (this.#journal.endsBy(offset, data)) {
+      const copy = Buffer.from(data);
+      return this.#endJournal('header', by, answer, () => perform(copy));
+    }
+    if (!this.#mayChange(by)) return this.#refuse(answer, Errno.EIO);
+    perform(data);
+  }
+
+  // --- Cutting off and removing
+
+  truncate(kind: DatabaseFileKind, sizeBytes: number, by: Writer, answer: Answer): void {
+    const current = sizeOf(this.path(kind));
+    if (kind === 'database') return this.#truncateDatabase(current, sizeBytes, by, answer);
+    const perform = (): void => {
+      fs.truncateSync(this.path(kind), sizeBytes);
+      if (kind === 'wal') this.#wal.truncated(sizeBytes);
+      else this.#journal.truncated(sizeBytes);
+      answer(0);
+    };
+    if (kind === 'wal') return this.#shortenWal('truncate', sizeBytes, by, answer, perform);
+    if (sizeBytes < JOURNAL_HEADER_BYTES && this.#journal.live) {
+      return this.#endJournal('truncate', by, answer, perform);
+    }
+    if (!this.#mayChange(by) && this.#journal.live) return this.#refuse(answer, Errno.EIO);
+    perform();
+  }
+
+  #truncateDatabase(current: number, sizeBytes: number, by: Writer, answer: Answer): void {
+    const perform = (): void => {
+      fs.truncateSync(this.paths.database, sizeBytes);
+      answer(0);
+    };
+    if (sizeBytes === current) return answer(0);
+    if (!this.#mayChange(by)) {
+      const committed = this.#journal.live ? this.#journal.oldSizeBytes : this.#walPagesBytes();
+      return sizeBytes === committed ? perform() : this.#refuse(answer, Errno.EACCES);
+    }
+    if (this.#services.control.state === MountState.primary) {
+      if (!this.#journal.live && this.#wal.committedEnd === 0) {
+        if (this.live) {
+          this.#services.refused(this.name, 'truncate-live', 'cutting off a database in use is refused');
+          return answer(Errno.EBUSY);
+        }
+        this.#adoptLater(by);
+      }
+    }
+    perform();
+  }
+
+  /** Before a file is removed from the mount; `perform` removes it. */
+  remove(kind: DatabaseFileKind, by: Writer, answer: Answer, perform: () => void): void {
+    if (kind === 'journal') {
+      const unlink = (): void => {
+        perform();
+        this.#journal.truncated(0);
+        answer(0);
+      };
+      if (this.#journal.live) return this.#endJournal('unlink', by, answer, unlink);
+      return unlink();
+    }
+    if (kind === 'wal') {
+      return this.#shortenWal('unlink', 0, by, answer, () => {
+        perform();
+        this.#wal.truncated(0);
+        answer(0);
+      });
+    }
+    if (!this.#mayChange(by)) return this.#refuse(answer, Errno.EROFS);
+    this.#ifPrimary((then) => this.#services.gate.beforeDrop(this.slot, then), answer, perform);
+  }
+
+  /** Before `database` moves to another name; `perform` moves it. */
+  rename(newName: string, by: Writer, answer: Answer, perform: () => void): void {
+    if (!this.#mayChange(by)) return this.#refuse(answer, Errno.EROFS);
+    this.#ifPrimary(
+      (then) => this.#services.gate.beforeRename(this.slot, newName, then),
+      answer,
+      perform,
+    );
+  }
+
+  #ifPrimary(ask: (then: Answer) => void, answer: Answer, perform: () => void): void {
+    if (this.#services.control.state !== MountState.primary) return perform();
+    ask((errno) => (errno === 0 ? guarded(answer, perform) : answer(errno)));
+  }
+
+  #shortenWal(
+    kind: 'truncate' | 'unlink',
+    sizeBytes: number,
+    by: Writer,
+    answer: Answer,
+    perform: () => void,
+  ): void {
+    const { control, gate } = this.#services;
+    if (sizeBytes >= this.#wal.committedEnd && this.#wal.committedEnd > 0) return perform();
+    if (!this.#mayChange(by)) {
+      // A checkpoint of any connection may end by emptying the WAL, once nothing is in it alone.
+      if (this.#walPages.backfilledInto(this.paths.database)) return perform();
+      return this.#refuse(answer, Errno.EACCES);
+    }
+    if (control.state !== MountState.primary || this.#wal.pageSize === 0) return perform();
+    const change = { kind, fromBytes: sizeBytes, durable: this.#takeDurable() };
+    gate.beforeWalChange(this.slot, change, (errno) =>
+      errno === 0 ? guarded(answer, perform) : answer(errno),
+    );
+  }
+
+  /** The commit point of a rollback journal: capture reads the pages before it is passed (trap 9). */
+  #endJournal(
+    kind: 'unlink' | 'truncate' | 'header',
+    by: Writer,
+    answer: Answer,
+    perform: () => void,
+  ): void {
+    const { control, gate } = this.#services;
+    if (!this.#mayChange(by)) return this.#ifRestored(answer, perform);
+    if (control.state !== MountState.primary) return perform();
+    const { oldSizeBytes, dirtyPages, durable } = this.#journal;
+    gate.beforeJournalCommit(this.slot, { kind, oldSizeBytes, dirtyPages, durable }, (errno) => {
+      if (errno !== 0) return answer(errno);
+      // Asked again: what is answered after the deadline may have been lost to another primary (trap 10).
+      if (!this.#mayChange(by)) return answer(Errno.EIO);
+      this.live = sizeOf(this.paths.database) > 0;
+      this.adopting = undefined;
+      guarded(answer, perform);
+    });
+  }
+
+  /** Without a lease a journal may go only when every page that it covers is as it was committed (trap 14). */
+  #ifRestored(answer: Answer, perform: () => void): void {
+    const { oldSizeBytes, dirtyPages, pageSize } = this.#journal;
+    if (sizeOf(this.paths.database) !== oldSizeBytes) return this.#refuse(answer, Errno.EIO);
+    const left = dirtyPages.filter((pgno) => pgno * pageSize <= oldSizeBytes);
+    const next = (): void => {
+      const pgno = left.pop();
+      if (pgno === undefined) return perform();
+      const page = this.#readPage(pgno, pageSize);
+      this.#services.gate.restoresCommitted(this.slot, (pgno - 1) * pageSize, page, (errno) =>
+        errno === 0 ? guarded(answer, next) : this.#refuse(answer, Errno.EIO),
+      );
+    };
+    next();
+  }
+
+  #readPage(pgno: number, pageSize: number): Buffer {
+    const fd = fs.openSync(this.paths.database, 'r');
+    try {
+      return readStart(fd, (pgno - 1) * pageSize, pageSize);
+    } finally {
+      fs.closeSync(fd);
+    }
+  }
+
+  // --- Syncing and adopting
+
+  /** The application synced one of the files. */
+  synced(kind: DatabaseFileKind): void {
+    this.#durable = true;
+    if (kind === 'database') this.#journal.syncedDatabase();
+  }
+
+  #takeDurable(): boolean {
+    const durable = this.#durable;
+    this.#durable = false;
+    return durable;
+  }
+
+  #adoptLater(by: Writer): void {
+    if (this.adopting) {
+      this.adopting.lastWriteMs = performance.now();
+      return;
+    }
+    this.adopting = { pid: by.pid, lastWriteMs: performance.now(), running: false };
+    this.#services.wantTicks();
+  }
+
+  /** A handle that wrote is being closed: a whole copy becomes a replicated database. `last`: no other try. */
+  adoptIfWhole(last: boolean, answer: Answer): void {
+    const { adopting } = this;
+    if (!adopting || adopting.running || this.#journal.live) return answer(0);
+    if (!this.#isWhole()) {
+      if (last) this.adopting = undefined;
+      return answer(0);
+    }
+    adopting.running = true;
+    this.#services.gate.adopt(this.slot, (errno) => {
+      this.adopting = undefined;
+      if (errno === 0) this.live = true;
+      answer(errno);
+    });
+  }
+
+  /** Now and then while `adopting`: a session without journal that is at rest is adopted as it is. */
+  adoptIfIdle(answer: Answer): void {
+    if (this.adopting && performance.now() - this.adopting.lastWriteMs > IDLE_MS) {
+      this.adoptIfWhole(false, answer);
+    }
+  }
+
+  /** After a change of role: what is on disk counts. */
+  roleChanged(): void {
+    this.live = sizeOf(this.paths.database) > 0;
+    this.adopting = undefined;
+  }
+
+  #isWhole(): boolean {
+    const fd = fs.openSync(this.paths.database, 'r');
+    try {
+      const header = parseDatabaseHeader(readStart(fd, 0, DATABASE_HEADER_BYTES));
+      const { size } = fs.fstatSync(fd);
+      if (!header || size === 0 || size % header.pageSize !== 0) return false;
+      return header.pageCount === undefined || header.pageCount * header.pageSize === size;
+    } finally {
+      fs.closeSync(fd);
+    }
+  }
+
+  #walPagesBytes(): number {
+    return this.#wal.committedEnd > 0 ? this.#walPages.databaseBytes : -1;
+  }
+
+  // --- Roles
+
+  /** The applier outside of the primary's role, an application in it while the lease lasts. */
+  #mayChange(by: Writer): boolean {
+    const { control } = this.#services;
+    return control.state === MountState.primary ? control.mayWrite() : by.privileged;
+  }
+
+  #refuse(answer: Answer, errno: number): void {
+    const fenced = this.#services.control.state === MountState.primary;
+    if (fenced) this.#services.refused(this.name, 'fenced', 'this node may not write any more: its lease ended');
+    else this.#services.refused(this.name, 'replica', 'this node is a replica: write on the primary');
+    answer(errno);
+  }
+
+  #refuseNoJournal(answer: Answer): void {
+    this.#services.refused(
+      this.name,
+      'no-journal',
+      'written without a journal (journal_mode=OFF or MEMORY), which cannot be replicated: use WAL or DELETE',
+    );
+    answer(Errno.EIO);
+  }
+}
+
+/** For what runs after an answer of the gate: nobody above would catch what it throws. */
+function guarded(answer: Answer, work: () => void): void {
+  try {
+    work();
+  } catch (error) {
+    answer(errnoOf(error) ?? Errno.EIO);
+  }
+}
+
+const ONE_BYTE = Buffer.alloc(1);
+
+function readStart(fd: number, offset: number, length: number): Buffer {
+  const bytes = Buffer.alloc(length);
+  return bytes.subarray(0, fs.readSync(fd, bytes, 0, length, offset));
+}
+
+function sizeOf(path: string): number {
+  return fs.statSync(path, { throwIfNoEntry: false })?.size ?? 0;
+}

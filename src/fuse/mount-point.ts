@@ -1,0 +1,89 @@
+import { execFile } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+import { promisify } from 'node:util';
+
+import { KiteError } from '../errors.js';
+
+const run = promisify(execFile);
+/** How long a mount may take to answer before it counts as hung. */
+const ALIVE_LIMIT_MS = 5000;
+
+/** What `mount` shows as the source of our mounts. */
+export const MOUNT_SOURCE = 'kitefs';
+
+/**
+ * Checks that something can be mounted here, and clears what a killed daemon left (DESIGN §1.4). Errors:
+ * ERR_MOUNT_DIRECTORY, ERR_MOUNT_BUSY. A path inside a mount is only touched by a child process.
+ */
+export async function prepareMountPoint(mountDir: string): Promise<void> {
+  for (let left = mountAt(mountDir); left; left = mountAt(mountDir)) {
+    if (left.source !== MOUNT_SOURCE || (await isAlive(mountDir))) {
+      throw new KiteError('ERR_MOUNT_BUSY', `${mountDir} is a mount already (${left.source})`);
+    }
+    await unmount(mountDir);
+  }
+  let entries: string[];
+  try {
+    entries = fs.readdirSync(mountDir);
+  } catch (error) {
+    throw new KiteError('ERR_MOUNT_DIRECTORY', `${mountDir} cannot be mounted on: ${(error as Error).message}`, {
+      cause: error,
+    });
+  }
+  if (entries.length > 0) {
+    throw new KiteError('ERR_MOUNT_DIRECTORY', `${mountDir} is not empty (${entries[0]}…)`);
+  }
+}
+
+/** Detaches the newest mount at this place, also a busy one. Throws ERR_MOUNT_FAILED. */
+export async function unmount(mountDir: string): Promise<void> {
+  try {
+    await run('umount', ['-l', mountDir]);
+  } catch (error) {
+    if (!mountAt(mountDir)) return;
+    // Not root: the helper that mounted it may take it away.
+    await run('fusermount', ['-uz', mountDir]).catch(() => {
+      throw new KiteError('ERR_MOUNT_FAILED', `${mountDir} could not be unmounted: ${(error as Error).message}`, {
+        cause: error,
+      });
+    });
+  }
+}
+
+/** The newest mount at exactly this place. Reads /proc only, so it never hangs. */
+export function mountAt(mountDir: string): { readonly source: string; readonly minor: number } | undefined {
+  const wanted = realPath(mountDir);
+  const lines = fs.readFileSync('/proc/self/mountinfo', 'utf8').split('\n');
+  for (const line of lines.toReversed()) {
+    // 36 35 98:0 /root /mount/point options [tags] - type source superoptions (proc_pid_mountinfo(5))
+    const [left, right] = line.split(' - ');
+    const fields = left?.split(' ') ?? [];
+    if (unescape(fields[4] ?? '') !== wanted) continue;
+    return { source: right?.split(' ')[1] ?? '', minor: Number(fields[2]?.split(':')[1]) };
+  }
+  return undefined;
+}
+
+/** Resolves the parent only: the last part may be a dead mount. */
+function realPath(mountDir: string): string {
+  const full = path.resolve(mountDir);
+  try {
+    return path.join(fs.realpathSync(path.dirname(full)), path.basename(full));
+  } catch {
+    return full;
+  }
+}
+
+const unescape = (field: string): string =>
+  field.replaceAll(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
+
+async function isAlive(mountDir: string): Promise<boolean> {
+  try {
+    await run('stat', [mountDir], { timeout: ALIVE_LIMIT_MS, killSignal: 'SIGKILL' });
+    return true;
+  } catch (error) {
+    // ENOTCONN is said at once; a process that got no answer at all belongs to a daemon that is stopped.
+    return (error as { killed?: boolean }).killed === true;
+  }
+}
