@@ -1,5 +1,13 @@
 import Database from 'better-sqlite3';
-import { copyFileSync, existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
@@ -32,25 +40,28 @@ function spilled(name: string, pageSize: number): { path: string; before: Buffer
   return { path: copy, before };
 }
 
-test.each([512, 4096, 65536])('the records of a journal with pages of %i bytes give the database back', (pageSize) => {
-  const { path, before } = spilled(`${pageSize}.db`, pageSize);
-  const journal = readFileSync(`${path}-journal`);
-  expect(parseJournalHeader(journal)).toMatchObject({ pageSize, oldPages: before.length / pageSize });
-  expect(isHotJournal(journal, statSync(path).size)).toBe(true);
-  expect(superJournalName(journal)).toBeUndefined();
-  const image = readFileSync(path);
-  expect(image.equals(before)).toBe(false);
-  const restored = Buffer.alloc(Math.max(image.length, before.length));
-  image.copy(restored);
-  for (const { pgno, dataOffset } of journalRecords(journal)) {
-    journal.copy(restored, (pgno - 1) * pageSize, dataOffset, dataOffset + pageSize);
-  }
-  expect(restored.subarray(0, before.length).equals(before)).toBe(true);
-  const db = new Database(path);
-  expect(db.pragma('integrity_check', { simple: true })).toBe('ok');
-  db.close();
-  expect(readFileSync(path).equals(before)).toBe(true);
-});
+test.each([512, 4096, 65536])(
+  'the records of a journal with pages of %i bytes give the database back',
+  (pageSize) => {
+    const { path, before } = spilled(`${pageSize}.db`, pageSize);
+    const journal = readFileSync(`${path}-journal`);
+    expect(parseJournalHeader(journal)).toMatchObject({ pageSize, oldPages: before.length / pageSize });
+    expect(isHotJournal(journal, statSync(path).size)).toBe(true);
+    expect(superJournalName(journal)).toBeUndefined();
+    const image = readFileSync(path);
+    expect(image.equals(before)).toBe(false);
+    const restored = Buffer.alloc(Math.max(image.length, before.length));
+    image.copy(restored);
+    for (const { pgno, dataOffset } of journalRecords(journal)) {
+      journal.copy(restored, (pgno - 1) * pageSize, dataOffset, dataOffset + pageSize);
+    }
+    expect(restored.subarray(0, before.length).equals(before)).toBe(true);
+    const db = new Database(path);
+    expect(db.pragma('integrity_check', { simple: true })).toBe('ok');
+    db.close();
+    expect(readFileSync(path).equals(before)).toBe(true);
+  },
+);
 
 test('a journal that was zeroed, truncated or belongs to an empty database is not hot', () => {
   expect(isHotJournal(Buffer.alloc(28), 4096)).toBe(false);

@@ -93,7 +93,12 @@ test('appends planned one by one leave the bytes that SQLite left, and the heade
   const ours = Buffer.alloc(theirs.length);
   let current: WalIndexHeader = { ...header, mxFrame: 0 };
   for (const next of commits) {
-    const writes = planWalIndexAppend(current, blockOf(ours), pgnos.slice(current.mxFrame, next.mxFrame), next);
+    const writes = planWalIndexAppend(
+      current,
+      blockOf(ours),
+      pgnos.slice(current.mxFrame, next.mxFrame),
+      next,
+    );
     expect(writes.slice(-2).map(({ offset }) => offset)).toEqual([WAL_INDEX_HEADER_BYTES, 0]);
     for (const { offset } of writes.slice(0, -2)) expect(offset).toBeGreaterThanOrEqual(136);
     for (const { offset, bytes } of writes) ours.set(bytes, offset);
@@ -151,7 +156,12 @@ test('SQLite takes the wal-index we wrote as it is, and reads through it', () =>
   // And an append on top, as the applier does it, is seen by both.
   const last = commits.at(-1)!;
   const file = readFileSync(`${path}-shm`);
-  for (const { offset, bytes } of planWalIndexAppend(shown, blockOf(file), pgnos.slice(shown.mxFrame), last)) {
+  for (const { offset, bytes } of planWalIndexAppend(
+    shown,
+    blockOf(file),
+    pgnos.slice(shown.mxFrame),
+    last,
+  )) {
     file.set(bytes, offset);
   }
   writeFileSync(`${path}-shm`, file, { flag: 'r+' });

@@ -58,7 +58,12 @@ test.each([512, 1024, 2048, 4096, 8192, 16384, 32768, 65536])(
     expect(scanner.commitPages).toBe(pages);
     const image = Buffer.alloc(pages * pageSize);
     for (const { pgno, dataOffset } of frames) {
-      wal.copy(image, (pgno - 1) * pageSize, WAL_HEADER_BYTES + dataOffset, WAL_HEADER_BYTES + dataOffset + pageSize);
+      wal.copy(
+        image,
+        (pgno - 1) * pageSize,
+        WAL_HEADER_BYTES + dataOffset,
+        WAL_HEADER_BYTES + dataOffset + pageSize,
+      );
     }
     expect(image.equals(database)).toBe(true);
     expect(parseDatabaseHeader(image.subarray(0, DATABASE_HEADER_BYTES))).toMatchObject({

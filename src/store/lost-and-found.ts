@@ -35,7 +35,14 @@ export class LostAndFound {
     const name = decodeDatabaseName(encodedName) ?? encodedName;
     const manifest: LostManifest = { name, reason, files: files.map((file) => basename(file)), time };
     replaceFile(join(directory, MANIFEST), Buffer.from(`${JSON.stringify(manifest, null, 2)}\n`));
-    for (const file of files.toReversed()) renameSync(file, join(directory, basename(file)));
+    for (const file of files.toReversed()) {
+      try {
+        renameSync(file, join(directory, basename(file)));
+      } catch (error) {
+        // An attempt that failed half-way has moved it to another folder here: go on with the rest.
+        if (!isErrno(error, 'ENOENT')) throw error;
+      }
+    }
     // New folder first: the names must be durable here before they may be gone there.
     fsyncDirectory(directory);
     for (const source of new Set(files.map((file) => dirname(file)))) fsyncDirectory(source);
