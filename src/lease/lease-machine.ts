@@ -479,9 +479,12 @@ export class LeaseMachine {
 
   #startLeaving(now: number, leave: Leave): void {
     const refuse = (failure: string): void => this.#endLeave(leave, failure);
-    // A clean stop comes before anything else that is under way.
-    if (this.#leaving && leave.kind !== 'release') return refuse('the lease is being given up already');
-    if (this.#leaving) this.#endLeave(this.#leaving.leave, 'the node stops');
+    const under = this.#leaving?.leave;
+    // A daemon that stops or is not able says so once, whatever else is under way.
+    if (under && (leave.kind === 'handOff' || under.kind === 'release')) {
+      return refuse('the lease is being given up already');
+    }
+    if (under) this.#endLeave(under, reasonOf(leave));
     if (leave.kind !== 'release' && !this.#hold) return refuse('this node does not hold the lease');
     if (leave.kind === 'handOff') {
       if (leave.target === this.#self.nodeId) return refuse('this node holds the lease already');
