@@ -143,10 +143,13 @@ export const ERRORS = {
   }),
 
   ERR_MOUNT_BUSY: row('Choose another `fuse.dir`, or unmount what is there (`umount <dir>`).', { exit: 2 }),
-  ERR_MOUNT_DEVICE: row('Load the kernel module (`modprobe fuse`); in a container pass `--device /dev/fuse`.'),
+  ERR_MOUNT_DEVICE: row(
+    'Load the kernel module (`modprobe fuse`); in a container pass `--device /dev/fuse`.',
+  ),
   ERR_MOUNT_DIRECTORY: row('Make `fuse.dir` an existing, empty folder.', { exit: 2 }),
   ERR_MOUNT_DRIVER: row('Install libfuse2 and fuse-native, or set `fuse.driver: kernel`.', { exit: 2 }),
   ERR_MOUNT_FAILED: row('Look at the message of mount(8) and at `dmesg`.'),
+  ERR_MOUNT_GONE: row('Start the node again; end whatever unmounts it.'),
   ERR_MOUNT_PERMISSION: row(
     'Run as root (in a container with `--cap-add SYS_ADMIN --device /dev/fuse`), or set `fuse.driver: fuse-native`.',
   ),
