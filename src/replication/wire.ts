@@ -1,7 +1,7 @@
 import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 
-import { loadPackageDefinition } from '@grpc/grpc-js';
+import { loadPackageDefinition, logVerbosity, setLogVerbosity } from '@grpc/grpc-js';
 import { loadSync, type MessageTypeDefinition } from '@grpc/proto-loader';
 
 import { KiteError } from '../errors.js';
@@ -48,6 +48,9 @@ function contractPath(): string {
     }
   }
 }
+
+// The library writes errors to stderr beside rejecting with them; ours go into the log once.
+if (process.env['GRPC_VERBOSITY'] === undefined) setLogVerbosity(logVerbosity.NONE);
 
 // The same options as `npm run types:proto`, so that the generated types are true.
 const definition = loadSync(contractPath(), {

@@ -7,7 +7,7 @@ import type { ToReplica__Output } from '../../src/replication/generated/kitefs/v
 import { ReplicationClient, type ReplicationClientOptions } from '../../src/replication/client.js';
 import { ReplicationServer, type ReplicationServerOptions } from '../../src/replication/server.js';
 import { Replication, decodeToReplica, encodeToPrimary } from '../../src/replication/wire.js';
-import { MemoryStore } from './memory-store.js';
+import type { MemoryStore } from './memory-store.js';
 
 /** Waits until `holds`, for as long as the busiest machine may need. */
 export async function until(what: string, holds: () => boolean): Promise<void> {
@@ -16,6 +16,13 @@ export async function until(what: string, holds: () => boolean): Promise<void> {
     if (Date.now() > deadline) throw new Error(`waited in vain: ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
+}
+
+/** A TCP relay; while it is down it closes every connection. */
+export interface Relay {
+  readonly port: number;
+  cut(): void;
+  setUp(up: boolean): void;
 }
 
 /** Starts servers and clients of one test and stops what it started. */
@@ -59,16 +66,22 @@ export class Peers {
   }
 
   async end(): Promise<void> {
-    for (const stop of this.#stops.splice(0).reverse()) await stop();
+    for (const stop of this.#stops.splice(0).toReversed()) await stop();
   }
 
   /** A TCP relay in front of `port`, whose connections can be cut. */
-  async relay(port: number): Promise<{ port: number; cut(): void }> {
+  async relay(port: number): Promise<Relay> {
     const sockets = new Set<Socket>();
+    let isUp = true;
     const relay = createServer((near) => {
+      if (!isUp) {
+        near.destroy();
+        return;
+      }
       const far = connect(port, '127.0.0.1');
       for (const socket of [near, far]) {
         sockets.add(socket);
+        socket.setNoDelay();
         socket.on('error', () => {});
         socket.on('close', () => {
           near.destroy();
@@ -87,7 +100,11 @@ export class Peers {
       cut();
       relay.close();
     });
-    return { port: (relay.address() as AddressInfo).port, cut };
+    const setUp = (up: boolean): void => {
+      isUp = up;
+      if (!up) cut();
+    };
+    return { port: (relay.address() as AddressInfo).port, cut, setUp };
   }
 
   /** A replica that says what the test wants. */
@@ -103,7 +120,10 @@ export class RawReplica {
   readonly #client: InstanceType<typeof Replication>;
   readonly #call;
   readonly received: ToReplica__Output[] = [];
+  /** Says of all file bytes at once that they were taken. */
+  acknowledges = false;
   status: number | undefined;
+  readonly #takenBytes = new Map<string, number>();
 
   constructor(port: number) {
     this.#client = new Replication(`127.0.0.1:${port}`, credentials.createInsecure(), {
@@ -112,7 +132,7 @@ export class RawReplica {
       'grpc.max_send_message_length': -1,
     });
     this.#call = this.#client.Replicate();
-    this.#call.on('data', (envelope) => this.received.push(decodeToReplica(envelope.body)));
+    this.#call.on('data', (envelope) => this.#receive(decodeToReplica(envelope.body)));
     this.#call.on('error', () => {});
     this.#call.on('status', (status) => {
       this.status = status.code;
@@ -121,6 +141,16 @@ export class RawReplica {
 
   send(message: Omit<ToPrimary, 'epoch'>, epoch = 1n): void {
     this.#call.write({ body: encodeToPrimary(epoch, message) });
+  }
+
+  #receive(message: ToReplica__Output): void {
+    this.received.push(message);
+    const pieces = message.files?.files ?? (message.chunk ? [message.chunk] : []);
+    for (const { database, data } of pieces) {
+      const bytes = (this.#takenBytes.get(database) ?? 0) + data.length;
+      this.#takenBytes.set(database, bytes);
+      if (this.acknowledges) this.send({ ack: { database, consumedBytes: bytes } });
+    }
   }
 
   hello(nodeId: string, { protocol = 1, clusterId = 'c1' } = {}): void {
