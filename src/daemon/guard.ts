@@ -49,6 +49,8 @@ export class Guard {
   /** After the mount is gone: nothing is left to guard. Resolves when the guard has ended. */
   async goodbye(): Promise<void> {
     if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;
+    // Started so that it keeps nobody from ending; now its end is waited for.
+    this.#child.ref();
     const ended = once(this.#child, 'exit');
     this.#send({ goodbye: true });
     this.#child.stdin?.end();

@@ -1,13 +1,15 @@
-import { createWriteStream } from 'node:fs';
-import { mkdir, rm, statfs } from 'node:fs/promises';
+import { mkdir, open, rm, statfs } from 'node:fs/promises';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { join } from 'node:path';
 import { randomUUID } from 'node:crypto';
-import { Readable, Transform } from 'node:stream';
-import { pipeline } from 'node:stream/promises';
+import { Readable } from 'node:stream';
+import { finished, pipeline } from 'node:stream/promises';
 import { isLoopback } from '../config/values.js';
 import { KiteError, toKiteError } from '../errors.js';
 import type { AdminServerOptions } from './server.js';
+
+/** How long the rest of a refused body is read and thrown away. */
+const DISCARD_MS = 10_000;
 
 type Handler = (exchange: Exchange) => Promise<void> | void;
 
@@ -49,8 +51,17 @@ export async function handleRequest(
     else if (request.method === 'GET' && url.pathname.startsWith('/db/')) showDatabase(exchange);
     else throw new KiteError('ERR_HTTP_NOT_FOUND', `nothing at ${request.method} ${url.pathname}`);
   } catch (thrown) {
-    sendError(request, response, toKiteError(thrown), options);
+    // A sender that is cut off in the middle sees a broken connection instead of the answer.
+    request.resume();
+    await finished(request, { signal: AbortSignal.timeout(DISCARD_MS) }).catch(() => {});
+    sendError(request, response, errorOf(thrown), options);
   }
+}
+
+function errorOf(thrown: unknown): KiteError {
+  const isMalformed =
+    thrown instanceof URIError || (thrown as NodeJS.ErrnoException).code === 'ERR_INVALID_URL';
+  return isMalformed ? new KiteError('ERR_HTTP_REQUEST', 'the address is malformed') : toKiteError(thrown);
 }
 
 function showDatabase({ node, response, url }: Exchange): void {
@@ -81,35 +92,39 @@ async function importDatabase(exchange: Exchange): Promise<void> {
   const name = nameOf(exchange);
   await mkdir(importDir, { recursive: true });
   const path = join(importDir, randomUUID());
+  let position: string;
   try {
     const { bavail, bsize } = await statfs(importDir);
-    const limitBytes = Math.min(maxImportBytes, bavail * bsize);
-    await pipeline(
-      request,
-      limit(limitBytes, Number(request.headers['content-length'] ?? 0)),
-      createWriteStream(path),
-    );
-    sendJson(response, 200, { name, position: await node.importDatabase(name, path) });
+    await receiveFile(request, path, Math.min(maxImportBytes, bavail * bsize));
+    position = await node.importDatabase(name, path);
   } finally {
     await rm(path, { force: true });
   }
+  sendJson(response, 200, { name, position });
 }
 
-/** Passes bytes on until there are more than `limitBytes`; a body that announces more is refused at once. */
-function limit(limitBytes: number, announcedBytes: number): Transform {
-  const tooLarge = () =>
-    new KiteError(
-      'ERR_HTTP_TOO_LARGE',
-      `the file is larger than ${limitBytes} bytes, which is all that fits`,
-    );
-  let seenBytes = 0;
-  if (announcedBytes > limitBytes) throw tooLarge();
-  return new Transform({
-    transform(chunk: Buffer, _encoding, done) {
-      seenBytes += chunk.length;
-      done(seenBytes > limitBytes ? tooLarge() : null, chunk);
-    },
-  });
+/** Writes a body to a new file; a body that is too large, or says it will be, is refused as soon as that is known. */
+async function receiveFile(request: IncomingMessage, path: string, limitBytes: number): Promise<void> {
+  const checkSize = (bytes: number): void => {
+    if (bytes > limitBytes)
+      throw new KiteError(
+        'ERR_HTTP_TOO_LARGE',
+        `the file is larger than ${limitBytes} bytes, which is all that fits`,
+      );
+  };
+  checkSize(Number(request.headers['content-length'] ?? 0));
+  const file = await open(path, 'wx', 0o600);
+  try {
+    let receivedBytes = 0;
+    // The request stays open when this loop is left: its sender still has to be answered.
+    for await (const chunk of request.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
+      receivedBytes += chunk.length;
+      checkSize(receivedBytes);
+      await file.writeFile(chunk);
+    }
+  } finally {
+    await file.close();
+  }
 }
 
 function nameOf({ url }: Exchange): string {

@@ -30,9 +30,11 @@ export class Metrics {
     'Transactions of this node that the cluster does not have; kept in lost+found.',
     ['db'],
   );
-  readonly refused = this.#counter('kitefs_mount_refused_count', 'Requests of applications that the mount refused.', [
-    'reason',
-  ]);
+  readonly refused = this.#counter(
+    'kitefs_mount_refused_count',
+    'Requests of applications that the mount refused.',
+    ['reason'],
+  );
   readonly events = this.#counter('kitefs_event_count', 'Events of the node by kind.', ['kind']);
   readonly applierRestarts = this.#counter(
     'kitefs_applier_restart_count',
