@@ -45,15 +45,15 @@ const hash6 = (low24: number, high24: number): number => {
   return ((mixed + ((low24 * PRIME_LOW_SCALED) | 0)) >>> 8) & 0xffff;
 };
 
-/** Where each hash was last seen, + `tableBase`: a smaller value is from an earlier block and means nothing. */
-const table = new Int32Array(65536);
-let tableBase = 1;
+/**
+ * Where each hash was last seen, plus `tableBase`. Every block starts above the positions of those before it, so
+ * the table need be cleared only when 16 bits are used up: for pages of 4096 bytes, at every 16th.
+ */
+const table = new Uint16Array(65536);
+let tableBase = 0;
 
 /** Position of a hash in this block; 0 for an unknown one, as in pierrec/lz4. */
-const seenAt = (hash: number): number => {
-  const at = table[hash]! - tableBase;
-  return at < 0 ? 0 : at;
-};
+const seenAt = (hash: number, base: number): number => Math.max(table[hash]! - base, 0);
 
 /** A length beyond what a token's 4 bits hold, less 15, as bytes of 255 and a rest. Returns the new end. */
 function putLength(dst: Uint8Array, at: number, length: number): number {
@@ -70,7 +70,12 @@ function putLength(dst: Uint8Array, at: number, length: number): number {
 export function compressBlock(from: ByteArea, size: number, to: ByteArea, start: number): number {
   const { bytes: src, view } = from;
   const { bytes: dst, view: dstView } = to;
+  if (tableBase + size > 65536) {
+    table.fill(0);
+    tableBase = 0;
+  }
   const base = tableBase;
+  tableBase += size;
   const searchEnd = size - MATCH_FREE_TAIL;
   let at = 0;
   let anchor = 0;
@@ -83,14 +88,14 @@ export function compressBlock(from: ByteArea, size: number, to: ByteArea, start:
     const low1 = (low >>> 8) | (high << 24);
     const hash0 = hash6(low & 0xffffff, (low >>> 24) | (high << 8));
     const hash1 = hash6(low >>> 8, high);
-    let match = seenAt(hash0);
-    const match1 = seenAt(hash1);
+    let match = seenAt(hash0, base);
+    const match1 = seenAt(hash1, base);
     table[hash0] = base + at;
     table[hash1] = base + at + 1;
     if (match >= at || view.getInt32(match, true) !== low) {
       const low2 = (low >>> 16) | (high << 16);
       const hash2 = hash6(low2 & 0xffffff, high >>> 8);
-      const match2 = seenAt(hash2);
+      const match2 = seenAt(hash2, base);
       at += 1;
       match = match1;
       if (match >= at || view.getInt32(match, true) !== low1) {
@@ -144,13 +149,6 @@ export function compressBlock(from: ByteArea, size: number, to: ByteArea, start:
     anchor = end;
     if (at >= searchEnd) break;
     table[hash6(view.getInt32(at - 2, true) & 0xffffff, view.getInt32(at + 1, true))] = base + at - 2;
-  }
-
-  // The next block's positions start above all of this one's, so the table need not be cleared each time.
-  tableBase = base + size;
-  if (tableBase > 0x7fff0000 - 65536) {
-    table.fill(0);
-    tableBase = 1;
   }
 
   const literals = size - anchor;
