@@ -9,7 +9,8 @@ import type { ApplierEvent } from '../../src/applier/messages.js';
 import { run } from '../helpers/cluster.js';
 import { Source, withoutJournalMode, type SourceOptions } from './source.js';
 
-const CLI = process.env['TEST_KITEFS_CLI'] ?? fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+const CLI =
+  process.env['TEST_KITEFS_CLI'] ?? fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 /** The built one: its process is a program of its own. */
 const { Applier } = (await import(pathToFileURL(join(dirname(CLI), '../applier/applier.js')).href)) as {
   Applier: typeof ApplierClass;
@@ -27,6 +28,7 @@ export class Rig {
   readonly events: ApplierEvent[] = [];
   readonly source: Source;
   applier!: ApplierClass;
+  readonly #others: Source[] = [];
 
   private constructor(options: SourceOptions) {
     fs.mkdirSync(this.mountDir);
@@ -45,6 +47,13 @@ export class Rig {
     return rig;
   }
 
+  /** Another database, with a primary of its own. */
+  other(name: string, options: SourceOptions = {}): Source {
+    const source = new Source(join(this.dir, `source-${name}`), this.dataDir, name, options);
+    this.#others.push(source);
+    return source;
+  }
+
   /** The database as SQLite reads it, journal-mode bytes aside; in a process of its own, as applications are. */
   async bytes(): Promise<Buffer> {
     const file = join(this.dir, 'bytes');
@@ -54,7 +63,7 @@ export class Rig {
 
   async stop(): Promise<void> {
     await this.applier.stop();
-    this.source.database.close();
+    for (const source of [this.source, ...this.#others]) source.database.close();
     fs.rmSync(this.dir, { recursive: true, force: true });
   }
 }

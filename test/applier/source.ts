@@ -31,6 +31,8 @@ export class Source {
     this.database = new Database(join(dir, 'source.db'));
     this.database.pragma(`page_size = ${options.pageSize ?? 4096}`);
     this.database.pragma(`journal_mode = ${options.journalMode ?? 'wal'}`);
+    // What a power cut would do to it does not matter here.
+    this.database.pragma('synchronous = OFF');
     this.log = Log.open(databasePaths(dataDir, name).ltx, { repair: false });
   }
 
@@ -74,7 +76,10 @@ export class Source {
     this.#checksum = new DatabaseChecksum();
     const pageSize = Number(this.database.pragma('page_size', { simple: true }));
     const txids = { minTxid: this.#txid, maxTxid: this.#txid };
-    return this.#append({ pageSize, commitPages: 0, ...txids, timestampMs: 0, preApplyChecksum: before, epoch: 1n }, []);
+    return this.#append(
+      { pageSize, commitPages: 0, ...txids, timestampMs: 0, preApplyChecksum: before, epoch: 1n },
+      [],
+    );
   }
 
   /** The bytes as replicas must have them, journal-mode bytes aside. */
