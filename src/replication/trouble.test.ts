@@ -30,7 +30,7 @@ test('a database whose disk hangs on the replica does not hold up another', asyn
   replica.writeGate.set('stuck.db', new Promise((resolve) => (open = resolve)));
   const server = await peers.server(primary);
   peers.client(replica, server.port);
-  primary.commit('stuck.db', 20 * MIB);
+  primary.commit('stuck.db', 12 * MIB);
   await until('it began', () => replica.begun.length > 0);
   for (let i = 0; i < 40; i++) primary.commit('a.db', 200_000);
   await until('the other one', () => replica.position('a.db')?.txid === 40n);
@@ -42,7 +42,7 @@ test('a database whose disk hangs on the replica does not hold up another', asyn
 
 test('a replica that does not read costs bounded memory and reads the log when it goes on', async () => {
   const primary = new MemoryStore('p');
-  for (let i = 0; i < 25; i++) primary.commit(`d${i}.db`, 2 * MIB);
+  for (let i = 0; i < 20; i++) primary.commit(`d${i}.db`, 2 * MIB);
   const server = await peers.server(primary);
   const raw = peers.raw(server.port);
   raw.acknowledges = true;
@@ -69,7 +69,7 @@ test('a replica that does not read costs bounded memory and reads the log when i
 
 test('many databases of many bytes stay within the window of the stream until they are taken', async () => {
   const primary = new MemoryStore('p');
-  for (let i = 0; i < 30; i++) primary.commit(`d${i}.db`, 3 * MIB);
+  for (let i = 0; i < 15; i++) primary.commit(`d${i}.db`, 3 * MIB);
   const server = await peers.server(primary);
   // It reads all and takes nothing: no acknowledgement ever.
   const raw = peers.raw(server.port);
@@ -96,7 +96,7 @@ test('a connection killed in the middle of a file leaves no trace, and the strea
   peers.client(replica, relay.port, { onEvent: (event) => events.push(event) });
   await until('the first file', () => replica.finished.length === 1);
   replica.writeGate.set('a.db', new Promise((resolve) => (open = resolve)));
-  primary.commit('a.db', 30 * MIB);
+  primary.commit('a.db', 10 * MIB);
   await until('the second began', () => replica.begun.length === 2);
   relay.cut();
   open();

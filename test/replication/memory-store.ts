@@ -99,14 +99,14 @@ export class MemoryStore implements ReplicationStore {
     this.#emit({ kind: 'created', name });
   }
 
-  /** One transaction of `sizeBytes` random bytes. */
+  /** One transaction of `sizeBytes`. */
   commit(name: string, sizeBytes = 200): LogFile {
     const files = this.#databases.get(name) ?? [];
     this.#databases.set(name, files);
     const last = files.at(-1);
     const txid = (last?.maxTxid ?? 0n) + 1n;
     const postApplyChecksum = randomBytes(8).readBigUInt64BE();
-    const bytes = makeBytes(randomBytes(sizeBytes), postApplyChecksum);
+    const bytes = makeBytes(Buffer.alloc(sizeBytes, randomBytes(32)), postApplyChecksum);
     const file: StoredFile = {
       path: `${name}/${txid}`,
       minTxid: txid,
