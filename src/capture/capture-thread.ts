@@ -25,7 +25,8 @@ const service = new CaptureService({
 });
 
 port.on('message', (call: CaptureCall) => {
-  perform(call).then(
+  // Within a promise, so that a throw becomes an answer too.
+  new Promise((resolve) => resolve(perform(call))).then(
     (value) => port.postMessage({ kind: 'result', id: call.id, value } satisfies CaptureNotice),
     (thrown) => {
       const { code, message } = toKiteError(thrown);
@@ -36,7 +37,7 @@ port.on('message', (call: CaptureCall) => {
 await service.run();
 for (const gate of gates) gate.close();
 
-async function perform(call: CaptureCall): Promise<unknown> {
+function perform(call: CaptureCall): unknown {
   switch (call.op) {
     case 'gate':
       return listen(call.args.port);

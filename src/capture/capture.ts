@@ -76,6 +76,8 @@ export class Capture extends EventEmitter<CaptureEvents> {
       name: 'capture',
       workerData: data,
       transferList: [port2],
+      // Descriptors of databases pass from one thread to another here; Node's bookkeeping of them would only warn.
+      trackUnmanagedFds: false,
     });
     const capture = new Capture(worker, port1, signal);
     await once(worker, 'online');

@@ -1,4 +1,16 @@
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
+import {
+  closeSync,
+  copyFileSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
@@ -8,6 +20,7 @@ import { DatabaseCapture } from '../../src/capture/database-capture.js';
 import { DatabaseChecksum, pageChecksumInto } from '../../src/ltx/checksum.js';
 import { LtxDecoder } from '../../src/ltx/decoder.js';
 import { lockPgno } from '../../src/ltx/format.js';
+import { NO_POSITION } from '../../src/ltx/position.js';
 import { databasePaths } from '../../src/store/data-directory.js';
 import { Log } from '../../src/store/log.js';
 import type { LogFile } from '../../src/store/types.js';
@@ -25,11 +38,41 @@ export class CaptureDatabase {
   capture: DatabaseCapture;
   #before: Buffer = Buffer.alloc(0);
 
-  constructor() {
+  /** An empty directory, or what a crash leaves of another one: its files without any memory. */
+  constructor(crashed?: CaptureDatabase) {
     mkdirSync(this.paths.directory, { recursive: true });
+    if (crashed) {
+      cpSync(crashed.paths.directory, this.paths.directory, { recursive: true });
+      rmSync(`${this.paths.database}-shm`, { force: true });
+    }
     this.log = Log.open(this.paths.ltx, { repair: true });
+    for (const file of this.log.filesAfter(NO_POSITION) ?? []) this.#apply(file);
     this.capture = this.#open();
-    this.capture.load();
+    if (!crashed) this.capture.load();
+  }
+
+  /**
+   * A commit whose writer was killed before the wal-index: its frames are in the WAL, and no connection
+   * knows. `restarts`: it had just restarted the WAL, so that they follow a header of its own.
+   */
+  deadCommit(sql: string, options: { restarts?: boolean } = {}): { fromBytes: number } {
+    const fromBytes = statSync(this.paths.wal).size;
+    const copy = mkdtempSync(join(tmpdir(), 'kitefs-capture-dead-'));
+    const path = join(copy, 'database');
+    copyFileSync(this.paths.database, path);
+    copyFileSync(this.paths.wal, `${path}-wal`);
+    const db = new Database(path);
+    db.pragma('wal_autocheckpoint = 0');
+    if (options.restarts === true) db.pragma('wal_checkpoint(PASSIVE)');
+    db.exec(sql);
+    const wal = readFileSync(`${path}-wal`);
+    db.close();
+    rmSync(copy, { recursive: true });
+    const at = options.restarts === true ? 0 : fromBytes;
+    const fd = openSync(this.paths.wal, 'r+');
+    writeSync(fd, wal, at, wal.length - at, at);
+    closeSync(fd);
+    return { fromBytes };
   }
 
   connect(options: Database.Options = {}): Database.Database {
@@ -146,11 +189,13 @@ export class CaptureDatabase {
       epoch: 1n,
       mayAppend: () => {},
       nowMs: () => 1000,
-      onFile: ({ file }) => {
-        this.files.push(file);
-        this.image = applyFile(this.image, readFileSync(file.path));
-      },
+      onFile: ({ file }) => this.#apply(file),
     });
+  }
+
+  #apply(file: LogFile): void {
+    this.files.push(file);
+    this.image = applyFile(this.image, readFileSync(file.path));
   }
 }
 
