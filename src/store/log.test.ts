@@ -225,19 +225,20 @@ test('a snapshot takes the place of older files, which go once it is durable', a
   expect(again.filesAfter(positionOf(files[1]!))).toBeUndefined();
 });
 
-test('retention removes what nobody holds, oldest first, and never the last file', () => {
+test('retention removes what nobody holds, oldest first, and never the last file', async () => {
   const files = chain(10);
   const { directory, log } = logWith(files);
   const hold = log.hold(4n);
-  expect(log.removeBefore(9n)).toBe(4);
+  expect(log.removeBefore(9n)).toHaveLength(4);
   expect(names(log.filesAfter(positionOf(files[3]!)))).toHaveLength(6);
   hold.move(6n);
-  expect(log.removeBefore(9n)).toBe(2);
+  expect(log.removeBefore(9n)).toHaveLength(2);
   hold.release();
-  expect(log.removeBefore(100n)).toBe(3);
+  expect(log.removeBefore(100n)).toHaveLength(3);
   expect(log.fileCount).toBe(1);
   expect(log.filesAfter(positionOf(files[3]!))).toBeUndefined();
   expect(log.filesAfter(positionOf(files[8]!))).toHaveLength(1);
+  await log.close();
   expect(Log.open(directory, { repair: true }).firstFile?.minTxid).toBe(10n);
 });
 
@@ -297,6 +298,18 @@ test('another Log on the same folder sees what is there and is told of what come
   expect(view.filesAfter(NO_POSITION)).toEqual(log.filesAfter(NO_POSITION));
 });
 
+test('a Log that lists files which another one has removed says that it does not hold them', async () => {
+  const files = chain(6);
+  const { directory, log } = logWith(files);
+  await log.sync();
+  const view = Log.open(directory, { repair: false });
+  log.removeBefore(4n);
+  await log.close();
+  expect(view.filesAfter(positionOf(files[0]!))).toBeUndefined();
+  expect(view.filesAfter(positionOf(files[2]!))).toHaveLength(3);
+  expect(view.filesAfter(positionOf(files[3]!), 1)).toHaveLength(1);
+});
+
 test('a position inside a file that holds several transactions is not one to go on from', () => {
   const first = made(1, 1, 0n, 1);
   const group = made(2, 5, first.meta.postApplyChecksum, 2);
@@ -338,6 +351,8 @@ test('whatever happens in whatever order, a start finds the chain that was left'
             synced = at;
           } else if (step === 'retain') {
             log.removeBefore(BigInt(Math.max(at - 2, 0)));
+            await log.close();
+            synced = at;
             while (history.length > 1 && history[0]!.meta.maxTxid < at - 2) history.shift();
           } else if (step === 'giveUp') {
             log.setAsideAfter(BigInt(at - 1), lostAndFound, 'test');

@@ -1,4 +1,5 @@
-import { closeSync, mkdirSync, openSync, readdirSync, renameSync, rmSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync, openSync, readdirSync, renameSync, rmSync } from 'node:fs';
+import { unlink } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { KiteError } from '../errors.js';
 import { ltxFileName, parseLtxFileName, type Position, type TxidRange } from '../ltx/position.js';
@@ -42,6 +43,7 @@ export class Log {
   readonly #holds = new Set<{ afterTxid: bigint }>();
   /** Files that the newest snapshot has taken the place of; removed once it is durable. */
   #superseded: string[] = [];
+  #removing = Promise.resolve();
   #running: Promise<void> | undefined;
   #next: Promise<void> | undefined;
   #syncError: unknown;
@@ -161,10 +163,19 @@ export class Log {
    * headers of files it has not seen yet; at most `limit` files are returned.
    */
   filesAfter(position: Position, limit = Number.POSITIVE_INFINITY): LogFile[] | undefined {
-    if (!this.contains(position)) return undefined;
     const files: LogFile[] = [];
-    for (let i = this.#firstAfter(position.txid); i < this.#entries.length && files.length < limit; i += 1) {
-      files.push(this.#file(i));
+    try {
+      if (!this.contains(position)) return undefined;
+      const end = Math.min(this.#entries.length, this.#firstAfter(position.txid) + limit);
+      for (let i = this.#firstAfter(position.txid); i < end; i += 1) files.push(this.#file(i));
+    } catch (error) {
+      // Retention in another thread has removed files that this Log still lists.
+      if (!(error instanceof KiteError) || !isErrno(error.cause, 'ENOENT')) throw error;
+      const missing = this.#entries.findLastIndex(
+        (entry) => !existsSync(join(this.#directory, ltxFileName(entry))),
+      );
+      this.#entries.splice(0, missing + 1);
+      return undefined;
     }
     return files;
   }
@@ -204,18 +215,20 @@ export class Log {
 
   /**
    * Retention: removes files whose transactions are all below `txid` and that nobody holds; the last file
-   * always stays. Oldest first, so that a crash leaves a chain. Returns how many.
+   * always stays. Returns them. They are out of the log at once; the files go one by one in the
+   * background, because an unlink can take milliseconds on a busy disk. Oldest first, so that a crash leaves a
+   * chain, only a longer one.
    */
-  removeBefore(txid: bigint): number {
+  removeBefore(txid: bigint): TxidRange[] {
     let limit = txid - 1n;
     for (const held of this.#holds) if (held.afterTxid < limit) limit = held.afterTxid;
     let count = 0;
     while (count < this.#entries.length - 1 && this.#entries[count]!.maxTxid <= limit) {
-      rmSync(join(this.#directory, ltxFileName(this.#entries[count]!)), { force: true });
       count += 1;
     }
-    this.#entries.splice(0, count);
-    return count;
+    const removed = this.#entries.splice(0, count);
+    this.#removeLater(removed.map((entry) => join(this.#directory, ltxFileName(entry))));
+    return removed;
   }
 
   /**
@@ -239,6 +252,7 @@ export class Log {
   /** Makes everything durable and ends use. */
   async close(): Promise<void> {
     await this.sync();
+    await this.#removing;
   }
 
   #repair(): void {
@@ -362,7 +376,14 @@ export class Log {
     if (this.#entries[this.#firstAfter(target.maxTxid) - 1]?.file !== target) return;
     this.#syncedTxid = target.maxTxid;
     writeSyncedTxid(this.#directory, target.maxTxid, false);
-    for (const path of superseded) rmSync(path, { force: true });
+    this.#removeLater(superseded);
+  }
+
+  /** A file that cannot be removed stays until the next start or retention finds it: no harm but its space. */
+  #removeLater(paths: readonly string[]): void {
+    this.#removing = this.#removing.then(async () => {
+      for (const path of paths) await unlink(path).catch(() => undefined);
+    });
   }
 
   #lowerSynced(txid: bigint): void {
