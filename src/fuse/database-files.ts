@@ -220,12 +220,16 @@ export class DatabaseFiles {
       answer(0);
     };
     if (sizeBytes === current) return answer(0);
+    // A rollback-mode commit that shrinks the database cuts the file after the journal's end, when page
+    // 1 says the new size already (pager_end_transaction): nothing that is committed goes.
+    const settled = !this.#journal.live && this.#wal.committedEnd === 0;
+    if (settled && this.live && sizeBytes === this.#header()?.bytes) return perform();
     if (!this.#mayChange(by)) {
       const committed = this.#journal.live ? this.#journal.oldSizeBytes : this.#walPagesBytes();
       return sizeBytes === committed ? perform() : this.#refuse(answer, Errno.EACCES);
     }
     if (this.#services.control.state === MountState.primary) {
-      if (!this.#journal.live && this.#wal.committedEnd === 0) {
+      if (settled) {
         if (this.live) {
           this.#services.refused(this.name, 'truncate-live', 'cutting off a database in use is refused');
           return answer(Errno.EBUSY);
@@ -261,11 +265,7 @@ export class DatabaseFiles {
   /** Before `database` moves to another name; `perform` moves it. */
   rename(newName: string, by: Writer, answer: Answer, perform: () => void): void {
     if (!this.#mayChange(by)) return this.#refuse(answer, Errno.EROFS);
-    this.#ifPrimary(
-      (then) => this.#services.gate.beforeRename(this.slot, newName, then),
-      answer,
-      perform,
-    );
+    this.#ifPrimary((then) => this.#services.gate.beforeRename(this.slot, newName, then), answer, perform);
   }
 
   #ifPrimary(ask: (then: Answer) => void, answer: Answer, perform: () => void): void {
@@ -295,12 +295,7 @@ export class DatabaseFiles {
   }
 
   /** The commit point of a rollback journal: capture reads the pages before it is passed (trap 9). */
-  #endJournal(
-    kind: 'unlink' | 'truncate' | 'header',
-    by: Writer,
-    answer: Answer,
-    perform: () => void,
-  ): void {
+  #endJournal(kind: 'unlink' | 'truncate' | 'header', by: Writer, answer: Answer, perform: () => void): void {
     const { control, gate } = this.#services;
     if (!this.#mayChange(by)) return this.#ifRestored(answer, perform);
     if (control.state !== MountState.primary) return perform();
@@ -393,12 +388,20 @@ export class DatabaseFiles {
   }
 
   #isWhole(): boolean {
+    const header = this.#header();
+    const sizeBytes = sizeOf(this.paths.database);
+    if (!header || sizeBytes === 0 || sizeBytes % header.pageSize !== 0) return false;
+    return header.bytes === undefined || header.bytes === sizeBytes;
+  }
+
+  /** What page 1 says: page size, and the database's size, if it does. */
+  #header(): { readonly pageSize: number; readonly bytes: number | undefined } | undefined {
     const fd = fs.openSync(this.paths.database, 'r');
     try {
       const header = parseDatabaseHeader(readStart(fd, 0, DATABASE_HEADER_BYTES));
-      const { size } = fs.fstatSync(fd);
-      if (!header || size === 0 || size % header.pageSize !== 0) return false;
-      return header.pageCount === undefined || header.pageCount * header.pageSize === size;
+      if (!header) return undefined;
+      const { pageSize, pageCount } = header;
+      return { pageSize, bytes: pageCount === undefined ? undefined : pageCount * pageSize };
     } finally {
       fs.closeSync(fd);
     }
@@ -418,7 +421,8 @@ export class DatabaseFiles {
 
   #refuse(answer: Answer, errno: number): void {
     const fenced = this.#services.control.state === MountState.primary;
-    if (fenced) this.#services.refused(this.name, 'fenced', 'this node may not write any more: its lease ended');
+    if (fenced)
+      this.#services.refused(this.name, 'fenced', 'this node may not write any more: its lease ended');
     else this.#services.refused(this.name, 'replica', 'this node is a replica: write on the primary');
     answer(errno);
   }

@@ -187,6 +187,13 @@ export class FileSystem {
     return node;
   }
 
+  /** The node of a path that has been looked up; asks no disk. */
+  #known(full: string): FsNode | undefined {
+    let node: FsNode | undefined = this.root;
+    for (const part of full.split('/')) node = node?.children.get(part);
+    return node;
+  }
+
   /** The kernel keeps what it is told, except of files that the main thread makes. */
   isLasting(node: FsNode): boolean {
     return node.kind !== 'special';
@@ -250,7 +257,8 @@ export class FileSystem {
         }
         if (files.nodes.has('shm')) names.set(base + SUFFIX.shm, false);
       }
-      if (folder === this.root) for (const [name, isFolder] of specialEntries(this.#services.control)) names.set(name, isFolder);
+      if (folder === this.root)
+        for (const [name, isFolder] of specialEntries(this.#services.control)) names.set(name, isFolder);
     }
     const entries: DirectoryEntry[] = [
       { node: folder.id, name: '.', folder: true },
@@ -273,11 +281,18 @@ export class FileSystem {
     return fs.statSync(this.#diskPath(node));
   }
 
-  setAttributes(node: FsNode, change: AttributeChange, caller: Caller, handle: Handle | undefined, reply: Reply<void>): void {
+  setAttributes(
+    node: FsNode,
+    change: AttributeChange,
+    caller: Caller,
+    handle: Handle | undefined,
+    reply: Reply<void>,
+  ): void {
     if (node.kind === 'special' || node.kind === 'wake') throw new Refusal(Errno.EACCES);
     const applier = this.#isApplier(caller, handle);
     const again = (): void => this.setAttributes(node, change, caller, handle, reply);
-    if (change.size !== undefined && node.kind !== 'shm' && this.#waits(caller, applier, again, reply)) return;
+    if (change.size !== undefined && node.kind !== 'shm' && this.#waits(caller, applier, again, reply))
+      return;
     const rest = (errno: number): void => {
       if (errno === 0) this.#setPlainAttributes(node, change);
       reply(errno);
@@ -345,10 +360,18 @@ export class FileSystem {
     }
     const cut = (flags & O_TRUNC) !== 0 && writes;
     if (cut && node.kind === 'database' && node.database?.live === true) {
-      this.#services.refused(full, 'truncate-live', 'writing a file over a database in use: remove it first, or restore through SQLite');
+      this.#services.refused(
+        full,
+        'truncate-live',
+        'writing a file over a database in use: remove it first, or restore through SQLite',
+      );
       return reply(Errno.EBUSY);
     }
-    const handle = this.#openHandle(node, caller, applier || this.#services.control.state === MountState.closed);
+    const handle = this.#openHandle(
+      node,
+      caller,
+      applier || this.#services.control.state === MountState.closed,
+    );
     if (!cut) return reply(0, handle);
     this.#truncate(node, 0, this.#writer(caller, handle), (errno) => {
       if (errno === 0) return reply(0, handle);
@@ -357,7 +380,14 @@ export class FileSystem {
     });
   }
 
-  create(parent: FsNode, name: string, flags: number, mode: number, caller: Caller, reply: Reply<Handle>): void {
+  create(
+    parent: FsNode,
+    name: string,
+    flags: number,
+    mode: number,
+    caller: Caller,
+    reply: Reply<Handle>,
+  ): void {
     const existing = this.lookup(parent, name);
     if (existing) {
       if ((flags & O_EXCL) !== 0) return reply(Errno.EEXIST);
@@ -377,7 +407,8 @@ export class FileSystem {
     const readOnly = control.state === MountState.replica && !applier;
     if (isSpecialPath(full) || kind === 'position') throw new Refusal(Errno.EACCES);
     if (kind === 'invalid') throw new Refusal(Errno.ENAMETOOLONG);
-    const beside = kind === 'wal' || kind === 'journal' || kind === 'shm' ? this.#claim(databaseName) : undefined;
+    const beside =
+      kind === 'wal' || kind === 'journal' || kind === 'shm' ? this.#claim(databaseName) : undefined;
     if (readOnly && (kind === 'journal' || kind === 'super-journal' || (kind === 'wal' && !candidate))) {
       // EACCES is what makes SQLite say "attempt to write a readonly database".
       this.#services.refused(databaseName, 'replica', 'this node is a replica: write on the primary');
@@ -494,7 +525,11 @@ export class FileSystem {
       parseWalHeader(data.subarray(0, WAL_HEADER_BYTES)) !== undefined ||
       kind !== 'database';
     if (known || otherFiles === 'local') return;
-    this.#services.refused(full, 'other-file', 'not a SQLite database; `fuse.other-files: local` keeps other files on this node');
+    this.#services.refused(
+      full,
+      'other-file',
+      'not a SQLite database; `fuse.other-files: local` keeps other files on this node',
+    );
     throw new Refusal(Errno.EPERM);
   }
 
@@ -513,7 +548,7 @@ export class FileSystem {
       if (fs.lstatSync(from, { throwIfNoEntry: false })?.isFile() !== true) continue;
       fs.renameSync(from, files.path(kind));
       if (kind !== 'database') files.attach(kind);
-      const node = this.resolve(path.dirname(name))?.children.get(path.basename(name) + SUFFIX[kind]);
+      const node = this.#known(name + SUFFIX[kind]);
       if (!node) continue;
       node.kind = kind;
       node.database = files;
@@ -628,14 +663,23 @@ export class FileSystem {
     if (kind === 'database') files.roleChanged();
   }
 
-  rename(parent: FsNode, name: string, newParent: FsNode, newName: string, flags: number, caller: Caller, reply: Reply<void>): void {
+  rename(
+    parent: FsNode,
+    name: string,
+    newParent: FsNode,
+    newName: string,
+    flags: number,
+    caller: Caller,
+    reply: Reply<void>,
+  ): void {
     const node = this.#existing(parent, name);
     const target = this.lookup(newParent, newName);
     const to = joined(newParent, newName);
     if ((flags & RENAME_EXCHANGE) !== 0) return reply(Errno.EINVAL);
     if ((flags & RENAME_NOREPLACE) !== 0 && target) return reply(Errno.EEXIST);
     if (node === target) return reply(0);
-    if (node.kind === 'special' || target?.kind === 'special' || isSpecialPath(to)) return reply(Errno.EACCES);
+    if (node.kind === 'special' || target?.kind === 'special' || isSpecialPath(to))
+      return reply(Errno.EACCES);
     const again = (): void => this.rename(parent, name, newParent, newName, flags, caller, reply);
     if (this.#waits(caller, this.#isApplier(caller), again, reply)) return;
     if (node.kind === 'folder') return reply(this.#renameFolder(node, newParent, newName, target));
@@ -647,7 +691,7 @@ export class FileSystem {
     const move = (errno: number): void => {
       if (errno !== 0) return reply(errno);
       if (node.kind === 'database') this.#renameDatabase(node, newParent, newName, caller, reply);
-      else this.#renameFile(node, newParent, newName, caller, reply);
+      else this.#renameFile(node, newParent, newName, reply);
     };
     if (target) this.unlink(newParent, newName, caller, move);
     else move(0);
@@ -663,7 +707,7 @@ export class FileSystem {
     return 0;
   }
 
-  #renameFile(node: FsNode, newParent: FsNode, newName: string, caller: Caller, reply: Reply<void>): void {
+  #renameFile(node: FsNode, newParent: FsNode, newName: string, reply: Reply<void>): void {
     fs.renameSync(this.#treePath(node.path), this.#treePath(joined(newParent, newName)));
     moveNode(node, newParent, newName);
     const { kind, name: database } = classifyPath(node.path);
@@ -675,11 +719,16 @@ export class FileSystem {
       files.nodes.set(kind, node);
       files.attach(kind);
     }
-    void caller;
     reply(0);
   }
 
-  #renameDatabase(node: FsNode, newParent: FsNode, newName: string, caller: Caller, reply: Reply<void>): void {
+  #renameDatabase(
+    node: FsNode,
+    newParent: FsNode,
+    newName: string,
+    caller: Caller,
+    reply: Reply<void>,
+  ): void {
     const from = node.database!;
     const to = joined(newParent, newName);
     from.rename(to, this.#writer(caller), reply, () => {

@@ -49,7 +49,11 @@ for (let job = queue.take(); job.op !== IoOp.stop; job = queue.take()) {
     });
     answer(unique, errno, errno === 0 ? read : 0);
   } else if (job.op === IoOp.sync) {
-    answer(unique, attempt(() => fs.fsyncSync(fd)), 0);
+    answer(
+      unique,
+      attempt(() => fs.fsyncSync(fd)),
+      0,
+    );
   } else {
     syncAndClose(fd);
     if (job.op === IoOp.syncFolderLast) {

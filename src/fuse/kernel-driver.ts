@@ -121,10 +121,15 @@ export class KernelDriver {
       case Opcode.lookup:
         return this.#lookup(unique, files.node(id), readName(request, AT));
       case Opcode.open:
-        return files.open(files.node(id), request.readUInt32LE(AT), this.#caller(header), this.#later(unique, (handle: Handle) => {
-          if (id === WAKE_NODE_ID) this.#armWaker();
-          return wire.putOpenAnswer(this.#reply, unique, handle.id, openFlags(handle));
-        }));
+        return files.open(
+          files.node(id),
+          request.readUInt32LE(AT),
+          this.#caller(header),
+          this.#later(unique, (handle: Handle) => {
+            if (id === WAKE_NODE_ID) this.#armWaker();
+            return wire.putOpenAnswer(this.#reply, unique, handle.id, openFlags(handle));
+          }),
+        );
       case Opcode.create:
         return this.#create(header, request);
       case Opcode.flush:
@@ -142,7 +147,12 @@ export class KernelDriver {
       case Opcode.unlink:
         return files.unlink(files.node(id), readName(request, AT), this.#caller(header), this.#plain(unique));
       case Opcode.mkdir: {
-        const node = files.mkdir(files.node(id), readName(request, AT + 8), request.readUInt32LE(AT), this.#caller(header));
+        const node = files.mkdir(
+          files.node(id),
+          readName(request, AT + 8),
+          request.readUInt32LE(AT),
+          this.#caller(header),
+        );
         this.#pending.delete(unique);
         return this.#send(this.#entry(unique, node));
       }
@@ -204,7 +214,13 @@ export class KernelDriver {
 
   #entry(unique: number, node: FsNode): number {
     node.lookups += 1;
-    return wire.putEntryAnswer(this.#reply, unique, node.id, this.#files.attributes(node), this.#files.isLasting(node));
+    return wire.putEntryAnswer(
+      this.#reply,
+      unique,
+      node.id,
+      this.#files.attributes(node),
+      this.#files.isLasting(node),
+    );
   }
 
   #lookup(unique: number, parent: FsNode, name: string): void {
@@ -256,7 +272,15 @@ export class KernelDriver {
       const { node } = handle;
       node.lookups += 1;
       const attributes = this.#files.attributes(node);
-      return wire.putCreateAnswer(this.#reply, unique, node.id, attributes, true, handle.id, openFlags(handle));
+      return wire.putCreateAnswer(
+        this.#reply,
+        unique,
+        node.id,
+        attributes,
+        true,
+        handle.id,
+        openFlags(handle),
+      );
     });
     this.#files.create(this.#files.node(id), name, flags, mode, this.#caller(header), reply);
   }
@@ -279,7 +303,12 @@ export class KernelDriver {
     const sizeBytes = Math.min(request.readUInt32LE(AT + 16), wire.MAX_WRITE_BYTES);
     const source = this.#files.source(handle);
     if ('memory' in source) {
-      const read = source.memory.copy(this.#reply, OUT_HEADER_BYTES, Math.min(offset, source.memory.length), offset + sizeBytes);
+      const read = source.memory.copy(
+        this.#reply,
+        OUT_HEADER_BYTES,
+        Math.min(offset, source.memory.length),
+        offset + sizeBytes,
+      );
       return this.#send(wire.putHeader(this.#reply, unique, 0, read));
     }
     const inline = handle.node.kind !== 'database' && sizeBytes <= INLINE_READ_BYTES;
@@ -321,7 +350,15 @@ export class KernelDriver {
     const newParent = this.#files.node(readU64(request, AT));
     const flags = isNew ? request.readUInt32LE(AT + 8) : 0;
     const [name, newName] = readNames(request, AT + (isNew ? 16 : 8));
-    this.#files.rename(this.#files.node(id), name, newParent, newName, flags, this.#caller(header), this.#plain(unique));
+    this.#files.rename(
+      this.#files.node(id),
+      name,
+      newParent,
+      newName,
+      flags,
+      this.#caller(header),
+      this.#plain(unique),
+    );
   }
 
   #readdir(unique: number, id: number, request: Buffer): void {

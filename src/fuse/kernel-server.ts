@@ -31,9 +31,18 @@ export async function startKernel(
   }
   const connection = mountAt(options.mountDir)?.minor;
   const queues = Array.from({ length: IO_THREADS }, () => new IoQueue());
-  const failed = (error: Error): void => options.onEvent({ type: 'error', message: `mount thread: ${error.message}` });
-  const start = (file: string, workerData: MountThreadData | IoThreadData, transferList: MessagePort[]): Worker => {
-    const worker = new Worker(new URL(file, import.meta.url), { workerData, transferList });
+  const failed = (error: Error): void =>
+    options.onEvent({ type: 'error', message: `mount thread: ${error.message}` });
+  const start = (
+    file: string,
+    workerData: MountThreadData | IoThreadData,
+    transferList: MessagePort[],
+  ): Worker => {
+    const worker = new Worker(new URL(file, import.meta.url), {
+      workerData,
+      transferList,
+      trackUnmanagedFds: false,
+    });
     worker.on('error', failed);
     return worker;
   };
@@ -76,7 +85,9 @@ export async function startKernel(
  */
 function holdWakeFile(mountDir: string): ChildProcess {
   const file = path.join(mountDir, '.kitefs', 'wake');
-  const holder = spawn('sh', ['-c', 'exec 3<"$1" && exec cat', 'sh', file], { stdio: ['pipe', 'ignore', 'ignore'] });
+  const holder = spawn('sh', ['-c', 'exec 3<"$1" && exec cat', 'sh', file], {
+    stdio: ['pipe', 'ignore', 'ignore'],
+  });
   holder.on('error', () => undefined); // the mount then does not get ready, which is said there
   holder.stdin!.on('error', () => undefined);
   holder.unref();

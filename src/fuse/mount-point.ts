@@ -27,9 +27,13 @@ export async function prepareMountPoint(mountDir: string): Promise<void> {
   try {
     entries = fs.readdirSync(mountDir);
   } catch (error) {
-    throw new KiteError('ERR_MOUNT_DIRECTORY', `${mountDir} cannot be mounted on: ${(error as Error).message}`, {
-      cause: error,
-    });
+    throw new KiteError(
+      'ERR_MOUNT_DIRECTORY',
+      `${mountDir} cannot be mounted on: ${(error as Error).message}`,
+      {
+        cause: error,
+      },
+    );
   }
   if (entries.length > 0) {
     throw new KiteError('ERR_MOUNT_DIRECTORY', `${mountDir} is not empty (${entries[0]}…)`);
@@ -44,9 +48,13 @@ export async function unmount(mountDir: string): Promise<void> {
     if (!mountAt(mountDir)) return;
     // Not root: the helper that mounted it may take it away.
     await run('fusermount', ['-uz', mountDir]).catch(() => {
-      throw new KiteError('ERR_MOUNT_FAILED', `${mountDir} could not be unmounted: ${(error as Error).message}`, {
-        cause: error,
-      });
+      throw new KiteError(
+        'ERR_MOUNT_FAILED',
+        `${mountDir} could not be unmounted: ${(error as Error).message}`,
+        {
+          cause: error,
+        },
+      );
     });
   }
 }

@@ -25,7 +25,7 @@ export class WalPages {
     const { pageSize } = this.#tracker;
     if (pageSize === 0 || data.length === 0) return false;
     return this.#withWal((fd) => {
-      for (let at = 0; at < data.length; ) {
+      for (let at = 0; at < data.length;) {
         const inPage = (offset + at) % pageSize;
         const length = Math.min(pageSize - inPage, data.length - at);
         const frame = this.#offsets.get(Math.floor((offset + at) / pageSize) + 1);

@@ -50,9 +50,9 @@ export class WalTracker {
   }
 
   /**
-   * Takes a write that was performed. Returns up to where capture should look now, or 0. That is also
-   * the case when a write below a complete commit is repeated: SQLite mends checksums of frames that it
-   * wrote again last (walRewriteChecksums), so the write that makes a commit valid may be any (trap 20).
+   * Takes a write that was performed. Returns up to where capture should look now, or 0. That is also the
+   * case when a complete commit frame's header is written again: SQLite mends checksums of frames that it wrote
+   * again last, up to the commit frame (walRewriteChecksums, trap 20).
    */
   wrote(offset: number, data: Uint8Array): number {
     if (data.length === 0) return 0;
@@ -70,8 +70,11 @@ export class WalTracker {
     for (let frame = first; this.#frameStart(frame) < end; frame += 1) {
       if (this.#wroteFrame(frame, offset, data)) completed = true;
     }
+    // Mended in ascending order: only the write that reaches the commit frame makes it valid. Looking earlier
+    // would cost a scan of the whole transaction for each of its frames.
     const committed = this.committedEnd;
-    return completed || offset < committed ? committed : 0;
+    const reachesCommit = end > committed - this.#frameBytes;
+    return completed || (offset < committed && reachesCommit) ? committed : 0;
   }
 
   /** The file was cut (or grown with zeros) to `sizeBytes`. */
