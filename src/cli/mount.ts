@@ -47,6 +47,8 @@ export async function mount(
     await supervisor.stop(GRACE_MS);
     await node?.stop();
     await guard.goodbye();
+    // A channel to the one who forked us (the demo) would keep this process alive.
+    if (process.connected) process.disconnect();
   }
 }
 
@@ -66,6 +68,7 @@ function stopOnSignals(supervisor: Supervisor, logger: Logger, hasStarted: () =>
   process.on('SIGHUP', () => supervisor.signal('SIGHUP'));
   // Forked with a channel (the demo): ends with the one who forked it.
   process.once('disconnect', () => stop.abort('SIGTERM'));
+  process.channel?.unref();
   return stop;
 }
 

@@ -19,7 +19,7 @@ export async function joinCluster(
   const id =
     config.cluster.id ??
     data.clusterId ??
-    (config.lease.type === 'static' ? staticClusterId(config) : await agree(adapter));
+    (config.lease.type === 'static' ? staticClusterId(config) : await agree(adapter, config));
   data.joinCluster(id);
   return id;
 }
@@ -30,7 +30,7 @@ export function staticClusterId(config: Config): string {
   return `static-${createHash('sha256').update(primary).digest('hex').slice(0, 16)}`;
 }
 
-async function agree(adapter: LeaseAdapter): Promise<string> {
+async function agree(adapter: LeaseAdapter, config: Config): Promise<string> {
   for (;;) {
     const { record, version } = await adapter.read(TIMEOUT_MS);
     if (record) return record.clusterId;
@@ -40,7 +40,7 @@ async function agree(adapter: LeaseAdapter): Promise<string> {
       epoch: 0n,
       holder: undefined,
       heartbeat: 0n,
-      ttlMs: 0,
+      ttlMs: config.lease.ttlMs,
       positions: {},
       syncSet: [],
       handoffTo: undefined,

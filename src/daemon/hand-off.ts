@@ -58,7 +58,10 @@ async function caughtUp(
     });
   const limit = monotonicMs() + CATCH_UP_LIMIT_MS;
   while (monotonicMs() < limit) {
-    const target = server.replicas().find((replica) => ids.has(replica.nodeId) && hasAll(replica));
+    const connected = server.replicas().filter((replica) => ids.has(replica.nodeId));
+    // They may all be stopping as well: then there is nobody to wait for.
+    if (connected.length === 0) return undefined;
+    const target = connected.find(hasAll);
     if (target) return target.nodeId;
     await sleep(5);
   }

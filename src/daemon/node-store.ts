@@ -1,4 +1,13 @@
-import { closeSync, createReadStream, openSync, readdirSync, statSync, unlinkSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  createReadStream,
+  existsSync,
+  openSync,
+  readdirSync,
+  statSync,
+  unlinkSync,
+  writeSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import type { Applier } from '../applier/applier.js';
 import type { AppliedDatabase } from '../applier/messages.js';
@@ -8,6 +17,7 @@ import { KiteError } from '../errors.js';
 import { NO_POSITION } from '../ltx/position.js';
 import type { IncomingFile, ReplicationStore, SnapshotSource, StoreChange } from '../replication/store.js';
 import { type DataDirectory, databasePaths } from '../store/data-directory.js';
+import { encodeDatabaseName } from '../store/database-name.js';
 import { Log, type LogFileMeta } from '../store/log.js';
 import { LostAndFound } from '../store/lost-and-found.js';
 import type { EpochPosition, LogFile } from '../store/types.js';
@@ -31,6 +41,12 @@ interface Entry {
   /** Why this database does not serve. */
   error: KiteError | undefined;
 }
+
+/**
+ * How many files of the log are named at a time: reading 100 000 headers at once holds the main thread for
+ * seconds. Who asks comes again until there are none.
+ */
+const FILES_PER_READ = 1000;
 
 export interface NodeStoreOptions {
   readonly data: DataDirectory;
@@ -95,7 +111,8 @@ export class NodeStore implements ReplicationStore {
   }
 
   databases(): readonly string[] {
-    return [...this.#entries.values()].filter((entry) => entry.log.lastPosition).map((entry) => entry.name);
+    // One that was dropped is none, though its log is kept: replicas have been told by its deletion.
+    return [...this.#entries.values()].filter(exists).map((entry) => entry.name);
   }
 
   position(name: string): EpochPosition | undefined {
@@ -134,7 +151,7 @@ export class NodeStore implements ReplicationStore {
   // --- primary
 
   filesAfter(name: string, position: EpochPosition): readonly LogFile[] | undefined {
-    return this.#entries.get(name)?.log.filesAfter(position);
+    return this.#entries.get(name)?.log.filesAfter(position, FILES_PER_READ);
   }
 
   readFile(file: LogFile): Promise<Buffer> | AsyncIterable<Buffer> {
@@ -149,17 +166,12 @@ export class NodeStore implements ReplicationStore {
   }
 
   snapshot(name: string): Promise<SnapshotSource> {
-    const { log } = this.#entry(name);
-    const copyLog = {
-      filesAfterTxid: (txid: bigint) => {
-        const files =
-          log.filesAfter(NO_POSITION) ?? (log.firstFile && log.filesAfter(beforeFile(log.firstFile)));
-        const first = files?.[0];
-        if (!files || !first || first.minTxid > txid + 1n) return undefined;
-        return files.filter((file) => file.maxTxid > txid);
-      },
-    };
-    return buildSnapshot(this.#capture, name, copyLog, databasePaths(this.#data.path, name).ltx);
+    return buildSnapshot(
+      this.#capture,
+      name,
+      this.#entry(name).log,
+      databasePaths(this.#data.path, name).ltx,
+    );
   }
 
   // --- replica
@@ -286,7 +298,7 @@ export class NodeStore implements ReplicationStore {
     const { ltx } = databasePaths(this.#data.path, name);
     const files = readdirSync(ltx).filter((file) => file.endsWith('.ltx'));
     this.#lostAndFound.setAside(
-      name,
+      encodeDatabaseName(name),
       files.toSorted().map((file) => join(ltx, file)),
       error.message,
     );
@@ -298,11 +310,13 @@ export class NodeStore implements ReplicationStore {
   #startQueue(entry: Entry): void {
     const applier = this.#applier;
     if (!applier || entry.queue) return;
+    // Dropped, and nothing of it is left to remove.
+    if (!exists(entry) && !existsSync(databasePaths(this.#data.path, entry.name).database)) return;
     const { log, name } = entry;
     entry.queue = new ApplyQueue({
       applier,
       name,
-      filesAfter: (at) => log.filesAfter(at.position) ?? log.filesAfter(NO_POSITION),
+      filesAfter: (at) => log.filesAfter(at.position, FILES_PER_READ) ?? log.filesAfter(NO_POSITION, FILES_PER_READ),
       onApplied: (database) => {
         entry.applied = database;
         this.#tell({ kind: 'applied', name });
@@ -336,7 +350,7 @@ export class NodeStore implements ReplicationStore {
     const isPrefix = last.epoch === meta.epoch && last.txid < meta.maxTxid;
     if (isPrefix && !entry.needsSnapshot) return;
     const reason = `replaced by a snapshot of epoch ${meta.epoch} at TXID ${meta.maxTxid}`;
-    const folder = entry.log.setAsideAfter(0n, this.#lostAndFound, entry.name, reason);
+    const folder = entry.log.setAsideAfter(0n, this.#lostAndFound, reason);
     if (folder && last.epoch !== meta.epoch) {
       this.#events.add(
         'lost-transactions',
@@ -393,6 +407,7 @@ export class NodeStore implements ReplicationStore {
   #received(entry: Entry, file: LogFile): void {
     entry.needsSnapshot = false;
     this.#tell({ kind: 'transaction', name: entry.name, file });
+    this.#startQueue(entry);
     entry.queue?.kick();
   }
 
@@ -401,9 +416,4 @@ export class NodeStore implements ReplicationStore {
   }
 }
 
-/** The position just before a file. */
-const beforeFile = (file: LogFile): EpochPosition => ({
-  txid: file.minTxid - 1n,
-  checksum: file.preApplyChecksum,
-  epoch: file.epoch,
-});
+const exists = ({ log }: Entry): boolean => (log.lastFile?.commitPages ?? 0) > 0;

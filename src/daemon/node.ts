@@ -10,7 +10,7 @@ import type { Config } from '../config/load.js';
 import { formatAddress } from '../config/values.js';
 import { KiteError, toKiteError } from '../errors.js';
 import { ControlBlock, MountState } from '../fuse/control-block.js';
-import { Mount, type MountEvent, type MountHandle } from '../fuse/mount.js';
+import { Mount, type MountEvent } from '../fuse/mount.js';
 import { AdminServer } from '../http/server.js';
 import type { ExportedDatabase, NodeApi } from '../http/node-api.js';
 import { Lease } from '../lease/lease.js';
@@ -45,7 +45,7 @@ export class Node implements NodeApi {
   /** What is undone at the end, in reverse order of how it was made. */
   readonly #undo: (() => Promise<void> | void)[] = [];
   #capture!: Capture;
-  #mount!: MountHandle;
+  #mount!: Mount;
   #applier!: Applier;
   #store!: NodeStore;
   #server!: ReplicationServer;
@@ -130,17 +130,14 @@ export class Node implements NodeApi {
       onEvent: (event) => this.#onMountEvent(event),
     });
     this.#undo.push(() => this.#mount.stop());
-    this.#capture.setWaker(this.#mount.waker);
+    await this.#capture.setWaker(this.#mount.waker.buffer);
     guard.mounted(dir);
 
     this.#applier = await Applier.start({
       mountDir: dir,
       dataDir: config.data.dir,
       logger: this.#logger,
-      arm: async (names) => {
-        const pid = this.#applier.pid;
-        for (const path of names) if (pid !== undefined) await this.#mount.armApplier({ pid, path });
-      },
+      arm: (names) => this.#mount.armApplier({ names }),
       onStart: (pid) => void this.#mount.armApplier({ pid }).catch((error: unknown) => this.#trouble(error)),
       onRestart: () => {
         this.#metrics.applierRestarts.inc();

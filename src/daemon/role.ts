@@ -2,7 +2,7 @@ import type { Applier } from '../applier/applier.js';
 import type { Capture } from '../capture/capture.js';
 import { KiteError, toKiteError } from '../errors.js';
 import { type ControlBlock, MountState } from '../fuse/control-block.js';
-import type { MountHandle } from '../fuse/mount.js';
+import type { Mount } from '../fuse/mount.js';
 import type { LeaseHolder } from '../lease/types.js';
 import { ReplicationClient, type ReplicationClientOptions } from '../replication/client.js';
 import type { DataDirectory } from '../store/data-directory.js';
@@ -17,7 +17,7 @@ export interface RoleParts {
   readonly control: ControlBlock;
   readonly capture: Capture;
   readonly applier: Applier;
-  readonly mount: MountHandle;
+  readonly mount: Mount;
   readonly store: NodeStore;
   readonly events: EventLog;
   readonly client: Omit<ReplicationClientOptions, 'primaryAddress'>;
