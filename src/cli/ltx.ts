@@ -18,7 +18,7 @@ export async function verifyFiles(files: readonly string[]): Promise<number> {
   let failed = 0;
   for (const file of files) {
     try {
-      const { header, pageCount, sizeBytes } = await verifyLtxFile(file);
+      const { header, pageCount, sizeBytes } = await verifyLtxFile(file, { exact: true });
       print(`${file}: ok, ${ltxFileName(header)}, ${pageCount} pages, ${sizeBytes} bytes`);
     } catch (thrown) {
       failed += 1;

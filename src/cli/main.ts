@@ -23,7 +23,9 @@ function program(): Command {
     .argument('[command...]', 'after --: the application to run while mounted, instead of exec')
     .action(async (words: string[], _options, command: Command) => {
       const { mount } = await import('./mount.js');
-      process.exitCode = await mount(configOf(command), words);
+      const code = await mount(configOf(command), words);
+      // Everything is stopped and said: a handle that some part left open must not keep the process.
+      process.exit(code);
     });
 
   kitefs
