@@ -8,7 +8,6 @@ export const DATABASE_HEADER_BYTES = 100;
 export const WRITE_VERSION_OFFSET = 18;
 export const READ_VERSION_OFFSET = 19;
 
-export const ROLLBACK_VERSION = 1;
 export const WAL_VERSION = 2;
 
 const MAGIC = Buffer.from('SQLite format 3\0', 'latin1');

@@ -49,7 +49,7 @@ export function parseJournalHeader(bytes: Uint8Array, offset = 0): JournalHeader
 }
 
 /** The checksum of a record: the nonce and every 200th byte of the page, from its end (pager_cksum). */
-export function journalRecordChecksum(nonce: number, page: Uint8Array): number {
+function journalRecordChecksum(nonce: number, page: Uint8Array): number {
   let sum = nonce;
   for (let i = page.length - 200; i > 0; i -= 200) sum = (sum + page[i]!) | 0;
   return sum >>> 0;

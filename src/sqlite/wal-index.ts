@@ -9,9 +9,6 @@ import { WalSum, type WalChecksum } from './wal.js';
 export const WAL_INDEX_HEADER_BYTES = 48;
 export const WAL_INDEX_BLOCK_BYTES = 32768;
 
-/** Bytes of POSIX locks in `-shm` (sqlite.org/walformat.html §2.3). */
-export const WalLock = { write: 120, checkpoint: 121, recover: 122, read0: 123 } as const;
-
 const FORMAT_VERSION = 3007000;
 const CHECKPOINT_INFO_OFFSET = 2 * WAL_INDEX_HEADER_BYTES;
 /** Both headers and the checkpoint state; the page numbers of the first block come after them. */

@@ -23,6 +23,7 @@ const coded = (code: string) => expect.objectContaining({ code });
 test('a new directory gets its layout, and what is changed is there after a start', () => {
   const path = join(root, 'new', 'deep');
   const data = DataDirectory.open(path, { nodeId: 'n1' });
+  expect(readdirSync(path).toSorted()).toEqual(['dbs', 'lock', 'lost+found', 'node.json', 'tree']);
   expect(data.node).toEqual({ nodeId: 'n1', epoch: 0n, wasPrimary: false });
   expect(data.clusterId).toBeUndefined();
   data.updateNode({ epoch: 9007199254740993n, wasPrimary: true });
@@ -59,6 +60,7 @@ test('an owner in another process is named, and its lock dies with it', async ()
   const script = `
     const Database = require('better-sqlite3');
     const lock = new Database(process.argv[1], { timeout: 0 });
+    lock.pragma('journal_mode = MEMORY');
     lock.exec('BEGIN EXCLUSIVE');
     console.log('locked');
     setInterval(() => lock.open, 1000);

@@ -169,6 +169,8 @@ function takeLock(path: string): Database.Database {
   let lock: Database.Database | undefined;
   try {
     lock = new Database(path, { timeout: 0 });
+    // SQLite would keep a journal for the page that it gives an empty database.
+    lock.pragma('journal_mode = MEMORY');
     lock.exec('BEGIN EXCLUSIVE');
     return lock;
   } catch (error) {
