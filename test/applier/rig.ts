@@ -61,6 +61,14 @@ export class Rig {
     return withoutJournalMode(fs.readFileSync(file));
   }
 
+  /** Fails unless the replica's bytes are the primary's. (A matcher would compare the buffers number by number.) */
+  async assertSame(): Promise<void> {
+    const [ours, theirs] = [await this.bytes(), this.source.bytes()];
+    if (ours.equals(theirs)) return;
+    const at = ours.findIndex((byte, i) => byte !== theirs[i]);
+    throw new Error(`${ours.length} bytes here, ${theirs.length} on the primary, different from offset ${at} on`);
+  }
+
   async stop(): Promise<void> {
     await this.applier.stop();
     for (const source of [this.source, ...this.#others]) source.database.close();
