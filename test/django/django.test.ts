@@ -21,7 +21,7 @@ it('migrates, writes and reads with Django', async () => {
     await django(cluster.node(1), 'write');
     await cluster.assertSame('django.db');
     const answer = await django(cluster.node(2), 'read');
-    expect(answer).toMatch(/^49 4 0 (attempt to write a readonly database|disk I\/O error)$/);
+    expect(answer).toMatch(/^49 5 0 (attempt to write a readonly database|disk I\/O error)$/);
     await cluster.assertSame('django.db');
   } finally {
     await cluster.stop();
