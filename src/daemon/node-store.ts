@@ -316,7 +316,8 @@ export class NodeStore implements ReplicationStore {
     entry.queue = new ApplyQueue({
       applier,
       name,
-      filesAfter: (at) => log.filesAfter(at.position, FILES_PER_READ) ?? log.filesAfter(NO_POSITION, FILES_PER_READ),
+      filesAfter: (at) =>
+        log.filesAfter(at.position, FILES_PER_READ) ?? log.filesAfter(NO_POSITION, FILES_PER_READ),
       onApplied: (database) => {
         entry.applied = database;
         this.#tell({ kind: 'applied', name });

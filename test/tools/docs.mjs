@@ -13,14 +13,19 @@ const MADE = '<!-- Made by `npm run docs` from the program; changes here are los
 
 const cell = (text) => text.replaceAll('|', '\\|');
 const row = (...cells) => `| ${cells.map(cell).join(' | ')} |\n`;
-const table = (head, rows) => row(...head) + row(...head.map(() => '---')) + rows.map((cells) => row(...cells)).join('');
+const table = (head, rows) =>
+  row(...head) + row(...head.map(() => '---')) + rows.map((cells) => row(...cells)).join('');
 const code = (text) => `\`${text}\``;
 
 function configuration() {
   const used = SETTINGS.filter((setting) => setting.noEffect === undefined);
   const unused = SETTINGS.filter((setting) => setting.noEffect !== undefined);
   const fallback = (setting) =>
-    setting.default === undefined ? (setting.derived ?? 'not set') : setting.default === '' ? 'empty' : code(setting.default);
+    setting.default === undefined
+      ? (setting.derived ?? 'not set')
+      : setting.default === ''
+        ? 'empty'
+        : code(setting.default);
   return `${MADE}
 # Configuration
 
@@ -92,7 +97,12 @@ function metrics() {
 
 ${table(
   ['name', 'kind', 'labels', 'what it says'],
-  ours.map((metric) => [code(metric.name), metric.type, (metric.labelNames ?? []).map(code).join(', '), metric.help]),
+  ours.map((metric) => [
+    code(metric.name),
+    metric.type,
+    (metric.labelNames ?? []).map(code).join(', '),
+    metric.help,
+  ]),
 )}`;
 }
 

@@ -26,7 +26,8 @@ function run(command, args, options = {}) {
   const env = { ...process.env, ...options.env };
   const ran = spawnSync(command, args, { cwd: ROOT, stdio: options.quiet ? 'pipe' : 'inherit', env });
   if (ran.status === 0) return;
-  if (options.quiet) process.stderr.write(Buffer.concat([ran.stdout ?? Buffer.alloc(0), ran.stderr ?? Buffer.alloc(0)]));
+  if (options.quiet)
+    process.stderr.write(Buffer.concat([ran.stdout ?? Buffer.alloc(0), ran.stderr ?? Buffer.alloc(0)]));
   throw new Error(`${command} ${args.join(' ')} failed${ran.error ? `: ${ran.error.message}` : ''}`);
 }
 
@@ -70,10 +71,15 @@ function missingTestPackages() {
 /** node_modules as the lock file says; nothing to do when they are. */
 export function installModules() {
   const stamp = join(CACHE, 'modules.stamp');
-  const lock = createHash('sha256').update(readFileSync(join(ROOT, 'package-lock.json'))).digest('hex');
+  const lock = createHash('sha256')
+    .update(readFileSync(join(ROOT, 'package-lock.json')))
+    .digest('hex');
   const state = `${lock} ${process.version}`;
-  if (existsSync(join(ROOT, 'node_modules')) && existsSync(stamp) && readFileSync(stamp, 'utf8') === state) return;
-  console.log('installing node modules (native ones are compiled: this takes a minute or two the first time)');
+  if (existsSync(join(ROOT, 'node_modules')) && existsSync(stamp) && readFileSync(stamp, 'utf8') === state)
+    return;
+  console.log(
+    'installing node modules (native ones are compiled: this takes a minute or two the first time)',
+  );
   run('npm', ['ci', '--no-fund', '--no-audit', '--loglevel=error'], { quiet: true });
   mkdirSync(CACHE, { recursive: true });
   writeFileSync(stamp, state);
@@ -100,7 +106,9 @@ export function installTestTools() {
   if (!existsSync(join(python, 'django.stamp'))) {
     console.log('installing Django into a virtual environment (the ORM test)');
     run('python3', ['-m', 'venv', python], { quiet: true });
-    run(join(python, 'bin', 'pip'), ['install', '-q', '--disable-pip-version-check', DJANGO], { quiet: true });
+    run(join(python, 'bin', 'pip'), ['install', '-q', '--disable-pip-version-check', DJANGO], {
+      quiet: true,
+    });
     writeFileSync(join(python, 'django.stamp'), DJANGO);
   }
 }

@@ -33,7 +33,14 @@ function vitest(project) {
   const sinceMs = Date.now();
   console.log(`----    tests: ${project}`);
   const file = join(RESULTS, `${project}.json`);
-  const args = ['vitest', 'run', `--project=${project}`, '--reporter=default', '--reporter=json', `--outputFile.json=${file}`];
+  const args = [
+    'vitest',
+    'run',
+    `--project=${project}`,
+    '--reporter=default',
+    '--reporter=json',
+    `--outputFile.json=${file}`,
+  ];
   const ran = spawnSync('npx', args, { cwd: ROOT, stdio: ['ignore', 'inherit', 'inherit'] });
   const results = existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')) : undefined;
   const count = { passed: results?.numPassedTests ?? 0, failed: results?.numFailedTests ?? 0 };
@@ -45,7 +52,9 @@ function vitest(project) {
       count.failed += 1;
     }
     // In CI a test that did not run is a part that is missing.
-    const skipped = suite.assertionResults.filter((test) => test.status === 'pending' || test.status === 'skipped');
+    const skipped = suite.assertionResults.filter(
+      (test) => test.status === 'pending' || test.status === 'skipped',
+    );
     if (process.env.CI && skipped.length > 0) {
       failed.push(...skipped.map((test) => `skipped: ${test.fullName}`));
       count.failed += skipped.length;

@@ -12,7 +12,10 @@ try {
 }
 
 const args = process.argv.length > 2 ? process.argv.slice(2) : ['--dir', './run', '--nodes', '2'];
-const demo = spawn(process.execPath, [join(ROOT, 'dist/cli/main.js'), 'demo', ...args], { cwd: ROOT, stdio: 'inherit' });
+const demo = spawn(process.execPath, [join(ROOT, 'dist/cli/main.js'), 'demo', ...args], {
+  cwd: ROOT,
+  stdio: 'inherit',
+});
 // The demo handles the signals itself (a terminal sends them to both of us); we only wait for its end.
 for (const signal of ['SIGINT', 'SIGTERM']) {
   process.on(signal, () => {
