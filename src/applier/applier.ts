@@ -23,14 +23,15 @@ export interface ApplierOptions {
   readonly logger: Logger;
   /**
    * Tells the mount that the next open of each of these files (names in the mount, `app.db-wal`…) with
-   * O_SYNC and O_RDWR is the applier's. Left out where there is no mount, or where it goes by the pid.
+   * O_SYNC and O_RDWR is the applier's. Left out where there is no mount, or where it goes by the pid: O_SYNC
+   * costs an fsync per write.
    */
   readonly arm?: (names: readonly string[]) => Promise<void>;
   readonly onEvent?: (event: ApplierEvent) => void;
   /** A new process serves in place of one that died: nothing is open in it. `open` what was. */
   readonly onRestart?: (pid: number) => void;
-  /** The first process's pid too: the kernel driver knows the applier by it. */
-  readonly onStart?: (pid: number) => void;
+  /** Each process that is started, the first one too; no call is made before this has resolved. The kernel driver knows the applier by its pid. */
+  readonly onStart?: (pid: number) => Promise<void> | void;
   /** Silence, while calls wait, after which the process counts as wedged. Milliseconds. */
   readonly wedgedAfterMs?: number;
 }
@@ -168,7 +169,10 @@ export class Applier {
   }
 
   async #call<K extends keyof ApplierCalls>(op: K, args: ApplierCalls[K][0]): Promise<ApplierCalls[K][1]> {
-    await this.#ready;
+    for (let ready; ready !== this.#ready;) {
+      ready = this.#ready;
+      await ready;
+    }
     if (this.#stopping) throw new KiteError('ERR_APPLIER_RESTARTED', `${op}: the applier was stopped`);
     const id = this.#nextId++;
     // Silence is counted from the first call that waits, not from the last answer of an idle process.
@@ -193,16 +197,23 @@ export class Applier {
         this.#options.logger.warn({ pid: child.pid }, `applier: ${line}`),
       );
     }
-    this.#ready = new Promise((resolve) => {
+    const begun = new Promise<void>((resolve) => {
       child.on('message', (message) => {
         const said = message as FromApplier;
         if (said.kind === 'ready') resolve();
         this.#heard(child, said);
       });
+      // Then the next process is what is waited for (see #call).
+      child.once('exit', () => resolve());
     });
+    const known = child.pid === undefined ? undefined : onStart?.(child.pid);
+    this.#ready = Promise.all([begun, known]).then(() => {});
+    // Whoever calls is told; nobody may be calling yet.
+    this.#ready.catch((error: unknown) =>
+      this.#options.logger.error({ err: error }, 'the mount does not know the applier'),
+    );
     child.on('error', (error) => this.#options.logger.error({ err: error }, 'the applier has trouble'));
     child.once('exit', (code, signal) => this.#died(signal ?? `exit code ${code}`));
-    if (child.pid !== undefined) onStart?.(child.pid);
     this.#lastHeardMs = monotonicMs();
     clearInterval(this.#watch);
     this.#watch = setInterval(() => this.#killWhenWedged(child), 1000);
@@ -223,12 +234,8 @@ export class Applier {
           if (this.#stopping) return resolve();
           this.#spawn();
           const pid = this.#child?.pid;
-          this.#ready
-            .then(() => {
-              resolve();
-              if (pid !== undefined) this.#options.onRestart?.(pid);
-            })
-            .catch(() => {});
+          if (pid !== undefined) this.#ready.then(() => this.#options.onRestart?.(pid)).catch(() => {});
+          resolve();
         }, delayMs);
       });
     }

@@ -137,8 +137,9 @@ export class Node implements NodeApi {
       mountDir: dir,
       dataDir: config.data.dir,
       logger: this.#logger,
-      arm: (names) => this.#mount.armApplier({ names }),
-      onStart: (pid) => void this.#mount.armApplier({ pid }).catch((error: unknown) => this.#trouble(error)),
+      // The kernel driver knows it by its pid; announced opens need O_SYNC, which costs an fsync per write.
+      ...(driver === 'fuse-native' && { arm: (names) => this.#mount.armApplier({ names }) }),
+      onStart: (pid) => this.#mount.armApplier({ pid }),
       onRestart: () => {
         this.#metrics.applierRestarts.inc();
         this.#store.applierRestarted();

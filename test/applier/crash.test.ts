@@ -1,7 +1,7 @@
 import { afterEach, expect, test } from 'vitest';
 
 import type { LogFile } from '../../src/store/types.js';
-import { KiteError } from '../../src/errors.js';
+import type { KiteError } from '../../src/errors.js';
 import { sqlite } from '../helpers/cluster.js';
 import { Helper } from './processes.js';
 import { Rig } from './rig.js';

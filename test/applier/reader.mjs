@@ -5,9 +5,9 @@ import Database from 'better-sqlite3';
 
 const open = () => new Database(process.argv[2], { readonly: true, timeout: 20_000 });
 const lasting = open();
-let stopped = false;
-process.stdin.on('data', () => (stopped = true));
-process.stdin.on('end', () => (stopped = true));
+const stop = new AbortController();
+process.stdin.on('data', () => stop.abort());
+process.stdin.on('end', () => stop.abort());
 
 let snapshots = 0;
 let highest = 0;
@@ -27,7 +27,7 @@ function look(database, thorough) {
 }
 
 console.log('started');
-while (!stopped) {
+while (!stop.signal.aborted) {
   look(lasting, snapshots % 20 === 0);
   const fresh = open();
   look(fresh, snapshots % 20 === 1);

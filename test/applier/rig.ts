@@ -66,7 +66,9 @@ export class Rig {
     const [ours, theirs] = [await this.bytes(), this.source.bytes()];
     if (ours.equals(theirs)) return;
     const at = ours.findIndex((byte, i) => byte !== theirs[i]);
-    throw new Error(`${ours.length} bytes here, ${theirs.length} on the primary, different from offset ${at} on`);
+    throw new Error(
+      `${ours.length} bytes here, ${theirs.length} on the primary, different from offset ${at} on`,
+    );
   }
 
   async stop(): Promise<void> {
