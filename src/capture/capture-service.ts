@@ -86,6 +86,7 @@ export class CaptureService {
     try {
       if (this.#epoch === undefined) return this.#answerIdle(request);
       const toSync = this.#perform(name, request);
+      this.#release(request.slot, name);
       // Only the answer waits for the disk; other databases are served meanwhile.
       await toSync?.log.sync();
       return 0;
@@ -143,7 +144,7 @@ export class CaptureService {
   async demote(): Promise<void> {
     for (const [name, database] of this.#databases) {
       try {
-        if (this.#control.epoch === this.#epoch) database.drain();
+        if (this.#control.epoch <= (this.#epoch ?? 0n)) database.drain();
         await database.log.sync();
         database.flush();
         rmSync(this.#markerOf(name), { force: true });
@@ -174,6 +175,14 @@ export class CaptureService {
     return database;
   }
 
+  /** Where a database is after everything that the mount has published; undefined when it is not captured here. */
+  position(name: string): EpochPosition | undefined {
+    for (const [slot, named] of this.#names) {
+      if (named === name) while (this.#captureStep(slot));
+    }
+    return this.#databases.get(name)?.position;
+  }
+
   stats(): CaptureStats[] {
     return [...this.#databases.values()].map((database) => ({
       name: database.name,
@@ -189,10 +198,13 @@ export class CaptureService {
     if (name === undefined) return this.#epoch !== undefined;
     if (this.#epoch === undefined || this.#broken.has(name)) return false;
     try {
-      const step = this.#known(name).captureWal(this.#signal.endOf(slot)).next();
-      if (step.done === true) this.#failing.delete(slot);
-      return step.done !== true || step.value;
+      const step = this.#known(name).captureWal(this.#signal.claim(slot)).next();
+      if (step.done !== true) return true;
+      this.#failing.delete(slot);
+      this.#release(slot, name);
+      return step.value;
     } catch (thrown) {
+      this.#release(slot, name);
       if (!this.#failing.has(slot)) this.#notifyFailed(name, toKiteError(thrown));
       this.#failing.add(slot);
       return false;
@@ -236,12 +248,20 @@ export class CaptureService {
     return undefined;
   }
 
-  /** No primary: only the applier and recovery change anything, and the mount lets nobody else. */
+  /**
+   * Nothing is captured, so no application may change anything now. While the mount is closed its only user is
+   * the applier, which lets SQLite recover.
+   */
   #answerIdle(request: GateRequest): number {
-    if (this.#control.state !== MountState.replica) return 0;
-    const changes = request.op === 'adopt' || request.op === 'restores';
+    if (this.#control.state === MountState.closed) return 0;
     const commits = request.op === 'journal' && request.commit.dirtyPages.length > 0;
-    return changes || commits ? EIO : 0;
+    const harmless = request.op === 'wal' || request.op === 'sync' || request.op === 'journal';
+    return commits || !harmless ? EIO : 0;
+  }
+
+  /** Tells the mount what it may overwrite without asking. */
+  #release(slot: DatabaseSlot, name: string): void {
+    this.#signal.release(slot, this.#databases.get(name)?.walEnd);
   }
 
   #forget(slot: DatabaseSlot, database: DatabaseCapture): DatabaseCapture {
@@ -261,7 +281,7 @@ export class CaptureService {
     const { ltx, directory } = databasePaths(this.#options.dataDir, name);
     const log = Log.open(ltx, { repair: true });
     const database = this.#make(name, log, epoch, () => {
-      if (this.#control.epoch === epoch) return;
+      if (this.#control.epoch <= epoch) return; // it is raised by whoever learns of another primary
       throw new KiteError('ERR_CAPTURE_FENCED', `${name}: epoch ${epoch} is over`);
     });
     const marker = this.#markerOf(name);
@@ -322,6 +342,7 @@ export class CaptureService {
   #closeAll(): void {
     for (const database of this.#databases.values()) database.close();
     this.#databases.clear();
+    for (const slot of this.#names.keys()) this.#signal.release(slot);
     this.#failing.clear();
   }
 }

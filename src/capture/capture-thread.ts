@@ -7,7 +7,7 @@ import { Waker } from '../fuse/waker.js';
 import type { CaptureThreadData } from './capture.js';
 import { CaptureService } from './capture-service.js';
 import { CommitSignal } from './commit-signal.js';
-import type { CaptureCall, CaptureNotice, GateReply, GateRequest } from './messages.js';
+import type { CaptureCall, CaptureCalls, CaptureNotice, GateReply, GateRequest } from './messages.js';
 
 /** The capture thread: ports on one side, the service on the other. Started by Capture.start. */
 
@@ -24,46 +24,21 @@ const service = new CaptureService({
   notify: (notice, transfer) => port.postMessage(notice, transfer),
 });
 
-port.on('message', (call: CaptureCall) => {
-  // Within a promise, so that a throw becomes an answer too.
-  new Promise((resolve) => resolve(perform(call))).then(
-    (value) => port.postMessage({ kind: 'result', id: call.id, value } satisfies CaptureNotice),
-    (thrown) => {
-      const { code, message } = toKiteError(thrown);
-      port.postMessage({ kind: 'error', id: call.id, code, message } satisfies CaptureNotice);
-    },
-  );
-});
-await service.run();
-for (const gate of gates) gate.close();
-
-function perform(call: CaptureCall): unknown {
-  switch (call.op) {
-    case 'gate':
-      return listen(call.args.port);
-    case 'waker':
-      waker = new Waker(call.args.waker);
-      return undefined;
-    case 'recover':
-      return service.recover(call.args.name);
-    case 'promote':
-      return service.promote(call.args.epoch);
-    case 'demote':
-      return service.demote();
-    case 'position':
-      return service.database(call.args.name).position;
-    case 'pages':
-      return service.database(call.args.name).readCommitted(call.args.pgnos);
-    case 'sync':
-      return service.syncLogs();
-    case 'removeBefore':
-      return service.database(call.args.name).log.removeBefore(call.args.txid);
-    case 'stats':
-      return service.stats();
-    case 'stop':
-      return service.stop();
-  }
-}
+const calls: { [K in keyof CaptureCalls]: (args: CaptureCalls[K][0]) => unknown } = {
+  gate: (args) => listen(args.port),
+  waker: (args) => {
+    waker = new Waker(args.waker);
+  },
+  recover: (args) => service.recover(args.name),
+  promote: (args) => service.promote(args.epoch),
+  demote: () => service.demote(),
+  position: (args) => service.position(args.name),
+  pages: (args) => service.database(args.name).readCommitted(args.pgnos),
+  sync: () => service.syncLogs(),
+  removeBefore: (args) => service.database(args.name).log.removeBefore(args.txid),
+  stats: () => service.stats(),
+  stop: () => service.stop(),
+};
 
 function listen(gate: MessagePort): void {
   gates.push(gate);
@@ -75,3 +50,17 @@ function listen(gate: MessagePort): void {
     });
   });
 }
+
+port.on('message', ({ id, op, args }: CaptureCall) => {
+  const call = calls[op] as (args: unknown) => unknown;
+  // Within a promise, so that a throw becomes an answer too.
+  new Promise((resolve) => resolve(call(args))).then(
+    (value) => port.postMessage({ kind: 'result', id, value } satisfies CaptureNotice),
+    (thrown) => {
+      const { code, message } = toKiteError(thrown);
+      port.postMessage({ kind: 'error', id, code, message } satisfies CaptureNotice);
+    },
+  );
+});
+await service.run();
+for (const gate of gates) gate.close();

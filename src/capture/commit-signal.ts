@@ -17,24 +17,32 @@ const HEAD_INTS = 16;
 const DIRTY = HEAD_INTS; // per slot: 1 while it is in the ring
 const RING = DIRTY + SLOTS_MAX;
 const ENDS_BYTES = (RING + SLOTS_MAX) * 4;
-const TOTAL_BYTES = ENDS_BYTES + SLOTS_MAX * 8;
+const CLAIMS_BYTES = ENDS_BYTES + SLOTS_MAX * 8;
+const TOTAL_BYTES = CLAIMS_BYTES + SLOTS_MAX * 8;
+/** Claim of a slot of which capture has said nothing. */
+const EVERYTHING = 1n << 62n;
 
 export class CommitSignal {
   readonly buffer: SharedArrayBuffer;
   readonly #int32: Int32Array;
   readonly #ends: BigInt64Array;
+  /** Per slot: capture has read, or reads now, the WAL up to here. */
+  readonly #claims: BigInt64Array;
   #tail = 0; // used by the consumer only
 
   constructor(buffer: SharedArrayBuffer = new SharedArrayBuffer(TOTAL_BYTES)) {
     this.buffer = buffer;
     this.#int32 = new Int32Array(buffer, 0, ENDS_BYTES / 4);
     this.#ends = new BigInt64Array(buffer, ENDS_BYTES, SLOTS_MAX);
+    this.#claims = new BigInt64Array(buffer, CLAIMS_BYTES, SLOTS_MAX);
   }
 
   /** A slot that was never given before, or -1 when all are used up. */
   newSlot(): number {
     const slot = Atomics.add(this.#int32, NEXT_SLOT, 1);
-    return slot < SLOTS_MAX ? slot : -1;
+    if (slot >= SLOTS_MAX) return -1;
+    Atomics.store(this.#claims, slot, EVERYTHING);
+    return slot;
   }
 
   /** Mount: the WAL of this slot holds commits up to `endBytes`. Never blocks. */
@@ -48,10 +56,29 @@ export class CommitSignal {
     this.#wake();
   }
 
-  /** Mount: commits beyond `endBytes` do not count any more. */
-  retract(slot: number, endBytes: number): void {
+  /**
+   * Mount: commits beyond `endBytes` do not count any more. Returns whether capture has not read that far and
+   * will not: then what is there may be overwritten at once.
+   */
+  retract(slot: number, endBytes: number): boolean {
     const end = BigInt(endBytes);
     if (Atomics.load(this.#ends, slot) > end) Atomics.store(this.#ends, slot, end);
+    return Atomics.load(this.#claims, slot) <= end;
+  }
+
+  /** Capture: the end up to which a slot may be read from now on, until `release`. */
+  claim(slot: number): number {
+    for (;;) {
+      // Said first, then looked at again: of a retraction at the same time, one side always sees the other.
+      const end = Atomics.load(this.#ends, slot);
+      Atomics.store(this.#claims, slot, end);
+      if (Atomics.load(this.#ends, slot) === end) return Number(end);
+    }
+  }
+
+  /** Capture: nothing is being read; everything up to `endBytes` was, or all of it when that is not known. */
+  release(slot: number, endBytes: number = Infinity): void {
+    Atomics.store(this.#claims, slot, endBytes === Infinity ? EVERYTHING : BigInt(endBytes));
   }
 
   #wake(): void {
@@ -59,7 +86,7 @@ export class CommitSignal {
     if (Atomics.load(this.#int32, SLEEPING) === 1) Atomics.notify(this.#int32, FUTEX);
   }
 
-  /** Capture: a slot with new commits, or -1. Its end is read afterwards with `endOf`. */
+  /** Capture: a slot with new commits, or -1. Its end comes from `claim` afterwards. */
   take(): number {
     if (Atomics.load(this.#int32, HEAD) === this.#tail) return -1;
     const slot = this.#int32[RING + (this.#tail % SLOTS_MAX)] as number;
@@ -67,10 +94,6 @@ export class CommitSignal {
     // Cleared before the end is read: a commit published from now on puts the slot into the ring again.
     Atomics.store(this.#int32, DIRTY + slot, 0);
     return slot;
-  }
-
-  endOf(slot: number): number {
-    return Number(Atomics.load(this.#ends, slot));
   }
 
   /** Capture: value to give to `wait`; taken before looking for work, so that no wake is lost. */

@@ -85,6 +85,11 @@ export class DatabaseCapture {
     return this.#position;
   }
 
+  /** Up to where the WAL was captured, bytes. */
+  get walEnd(): number {
+    return this.#wal.place?.offset ?? 0;
+  }
+
   /** Size of the database at `position`, pages. */
   get commitPages(): number {
     return this.#log.lastFile?.commitPages ?? 0;
@@ -106,9 +111,7 @@ export class DatabaseCapture {
     this.#position = this.#log.lastPosition ?? this.#position;
     this.#pageSize = this.#log.lastFile?.pageSize ?? 0;
     this.#passCapturedFrames();
-    // Without a log the WAL alone is no history: `reconcile` takes the whole database.
-    if (this.#log.lastPosition) finish(this.#captureUpTo(Infinity));
-    else finish(this.#acceptWal(Infinity));
+    finish(this.#captureUpTo(Infinity));
     return { current: recovered?.current === true };
   }
 
@@ -129,7 +132,8 @@ export class DatabaseCapture {
       differing = this.#differingAfterStop(all, commitPages);
       // SQLite changes page 1 with every rollback-mode transaction, and the WAL holds every page of the others.
       const explained = differing[0] === 1 || commitPages !== this.commitPages;
-      if (!explained && differing.some((pgno) => !this.#wal.map.has(pgno))) {
+      const free = explained ? undefined : this.#freeLeaves(pageSize);
+      if (free && differing.some((pgno) => !this.#wal.map.has(pgno) && !free.has(pgno))) {
         const pages = differing.slice(0, 5).join(', ');
         throw this.#damaged(`${differing.length} of its pages are not as they were committed: ${pages}…`);
       }
@@ -151,13 +155,13 @@ export class DatabaseCapture {
   beforeWalChange(change: WalChange): void {
     this.#finishRunning();
     const mid = change.kind === 'overwrite' || (change.kind === 'truncate' && change.fromBytes > 0);
-    // A commit that starts in the destroyed part and is not in the log yet never enters it.
-    finish(this.#captureUpTo(change.kind === 'overwrite' ? change.fromBytes : Infinity));
     if (mid) {
+      // A commit in the destroyed part that is not in the log yet never enters it: nobody has seen it.
       this.#compensateOverwrite(change.fromBytes);
       this.#walLimit = change.fromBytes;
       return;
     }
+    finish(this.#captureUpTo(Infinity));
     // Trap 1: by now SQLite has copied every live frame into `database`. Where that differs from what was
     // captured, the writer of the last commit died before its commit could be seen by anyone.
     const pgnos = change.kind === 'header' ? this.#wal.lastPgnos : [...this.#wal.map.keys()];
@@ -303,10 +307,7 @@ export class DatabaseCapture {
     finish(this.#acceptWal(end, (salt1, salt2) => foreign || (salt1 === walSalt1 && salt2 === walSalt2)));
   }
 
-  *#acceptWal(
-    endBytes: number,
-    isKnown: (salt1: number, salt2: number) => boolean = () => true,
-  ): Generator<void, void> {
+  *#acceptWal(endBytes: number, isKnown: (salt1: number, salt2: number) => boolean): Generator<void, void> {
     for (;;) {
       const found = yield* this.#wal.scan(endBytes);
       const place = this.#wal.place;
@@ -387,6 +388,24 @@ export class DatabaseCapture {
       }),
     );
     if (emitted) this.counts.compensations++;
+  }
+
+  /**
+   * Free pages that hold nothing: what a rolled-back transaction wrote there stays, because SQLite does not
+   * journal them (sqlite.org/fileformat2.html §1.5).
+   */
+  #freeLeaves(pageSize: number): Set<number> {
+    const leaves = new Set<number>();
+    const trunks = new Set<number>();
+    let trunk = this.#read(1, pageSize).readUInt32BE(32);
+    while (trunk > 0 && !trunks.has(trunk)) {
+      trunks.add(trunk);
+      const page = this.#read(trunk, pageSize);
+      const count = Math.min(page.readUInt32BE(4), pageSize / 4 - 2);
+      for (let i = 0; i < count; i++) leaves.add(page.readUInt32BE(8 + i * 4));
+      trunk = page.readUInt32BE(0);
+    }
+    return leaves;
   }
 
   /** After a start: there is no page. */

@@ -49,11 +49,12 @@ export class GateClient implements CaptureGate {
   }
 
   beforeWalChange(slot: DatabaseSlot, change: WalChange, answer: GateAnswer): void {
+    const cuts = change.kind === 'overwrite' || change.kind === 'truncate';
+    const fromBytes = cuts ? change.fromBytes : 0;
     // Taken back first: what is destroyed must not be read once more between the answer and the destruction.
-    this.#signal.retract(
-      slot,
-      change.kind === 'overwrite' || change.kind === 'truncate' ? change.fromBytes : 0,
-    );
+    const unread = this.#signal.retract(slot, fromBytes);
+    // SQLite writes each frame header of a spilled transaction again: no question to capture for each.
+    if (unread && fromBytes > 0) return answer(0);
     this.#ask({ op: 'wal', slot, change }, answer);
   }
 
