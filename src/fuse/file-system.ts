@@ -629,7 +629,7 @@ export class FileSystem {
     if (node.kind !== 'folder') throw new Refusal(Errno.ENOTDIR);
     if (this.#holdsDatabases(node.path)) throw new Refusal(Errno.ENOTEMPTY);
     fs.rmdirSync(this.#treePath(node.path));
-    node.detach();
+    this.#detach(node);
   }
 
   unlink(parent: FsNode, name: string, caller: Caller, reply: Reply<void>): void {
@@ -641,7 +641,7 @@ export class FileSystem {
     const files = node.database;
     if (!files || node.kind === 'shm') {
       if (!node.memory) fs.unlinkSync(this.#diskPath(node));
-      node.detach();
+      this.#detach(node);
       if (node.kind === 'shm') files?.nodes.delete('shm');
       return reply(0);
     }
@@ -656,8 +656,14 @@ export class FileSystem {
     });
   }
 
+  #detach(node: FsNode): void {
+    node.detach();
+    this.forget(node.id, 0);
+  }
+
   #forgetFile(files: DatabaseFiles, kind: DatabaseFileKind): void {
-    files.nodes.get(kind)?.detach();
+    const node = files.nodes.get(kind);
+    if (node) this.#detach(node);
     files.nodes.delete(kind);
     files.folderChanged = true;
     if (kind === 'database') files.roleChanged();
@@ -702,7 +708,7 @@ export class FileSystem {
     if (this.#holdsDatabases(node.path)) return Errno.EXDEV;
     if (target && this.#holdsDatabases(target.path)) return Errno.ENOTEMPTY;
     fs.renameSync(this.#treePath(node.path), this.#treePath(joined(newParent, newName)));
-    target?.detach();
+    if (target) this.#detach(target);
     moveNode(node, newParent, newName);
     return 0;
   }

@@ -7,7 +7,7 @@ import { IoOp, IoQueue } from './io-queue.js';
 import type { IoThreadData } from './io-thread.js';
 import { mountKernel, openFuseDevice } from './kernel-mount.js';
 import type { ServingOptions } from './mail.js';
-import { mountAt, unmount } from './mount-point.js';
+import { abortConnection, mountAt, unmount } from './mount-point.js';
 import type { MountThreadData } from './mount-thread.js';
 import type { MountOptions, Server } from './mount.js';
 import type { Waker } from './waker.js';
@@ -89,7 +89,7 @@ function holdWakeFile(mountDir: string): ChildProcess {
     stdio: ['pipe', 'ignore', 'ignore'],
   });
   holder.on('error', () => undefined); // the mount then does not get ready, which is said there
-  holder.stdin!.on('error', () => undefined);
+  holder.stdin.on('error', () => undefined);
   holder.unref();
   return holder;
 }
@@ -99,13 +99,3 @@ const exited = (worker: Worker): Promise<void> =>
     if (worker.threadId === -1) return resolve();
     worker.once('exit', () => resolve());
   });
-
-/** The last resort when the mount thread cannot be woken: the kernel ends its read with an error. */
-function abortConnection(minor: number | undefined): void {
-  if (minor === undefined) return;
-  try {
-    fs.writeFileSync(`/sys/fs/fuse/connections/${minor}/abort`, '1');
-  } catch {
-    // Not there (not mounted, or the connection has ended by now).
-  }
-}

@@ -59,6 +59,16 @@ export async function unmount(mountDir: string): Promise<void> {
   }
 }
 
+/** The last resort in the kernel's own interface: every request of a connection fails from now on. */
+export function abortConnection(minor: number | undefined): void {
+  if (minor === undefined) return;
+  try {
+    fs.writeFileSync(`/sys/fs/fuse/connections/${minor}/abort`, '1');
+  } catch {
+    // Not there: not mounted or not allowed, or the connection has ended by now.
+  }
+}
+
 /** The newest mount at exactly this place. Reads /proc only, so it never hangs. */
 export function mountAt(mountDir: string): { readonly source: string; readonly minor: number } | undefined {
   const wanted = realPath(mountDir);
@@ -91,7 +101,9 @@ async function isAlive(mountDir: string): Promise<boolean> {
     await run('stat', [mountDir], { timeout: ALIVE_LIMIT_MS, killSignal: 'SIGKILL' });
     return true;
   } catch (error) {
-    // ENOTCONN is said at once; a process that got no answer at all belongs to a daemon that is stopped.
-    return (error as { killed?: boolean }).killed === true;
+    // ENOTCONN, said at once: the daemon is gone. No answer at all: it is gone, but a child of it still
+    // holds the connection (fuse-native's descriptor is inherited); that one has to be ended first.
+    if ((error as { killed?: boolean }).killed === true) abortConnection(mountAt(mountDir)?.minor);
+    return false;
   }
 }

@@ -1,9 +1,257 @@
+import fs from 'node:fs';
 import type { MessagePort } from 'node:worker_threads';
 
 import { KiteError } from '../errors.js';
+import type { Caller, Handle } from './file-system.js';
 import type { ServingOptions } from './mail.js';
+import { abortConnection, MOUNT_SOURCE, mountAt, unmount } from './mount-point.js';
 import type { MountOptions, Server } from './mount.js';
+import type { FsNode } from './nodes.js';
+import type { Attributes } from './protocol.js';
+import { Errno, errnoOf, Refusal } from './services.js';
+import { Serving } from './serving.js';
 
-export async function startNative(_o: MountOptions, _s: ServingOptions, _p: MessagePort): Promise<Server> {
-  throw new KiteError('ERR_MOUNT_DRIVER', 'fuse-native is coming');
+/** What fuse-native calls with: a negative errno, or 0 (a count, for read and write), and the result. */
+type Callback = (result: number, value?: unknown) => void;
+type Operation = (...args: never[]) => void;
+
+/** The part of fuse-native that is used; the package has no types. */
+type FuseNative = new (
+  mountDir: string,
+  operations: Record<string, Operation>,
+  options: Record<string, unknown>,
+) => { mount(done: (error: Error | null) => void): void };
+
+const { O_RDWR, O_SYNC } = fs.constants;
+
+/**
+ * Mounts with fuse-native (libfuse 2.9, the setuid `fusermount`), for hosts where mount(2) is not
+ * allowed. Its callbacks run on this, the main, thread: slower, and a thread that blocks stalls the mount.
+ * It tells neither who calls nor how a new file is opened, and libfuse 2 cannot read a file that was
+ * removed while open. Errors: ERR_MOUNT_DRIVER, ERR_MOUNT_FAILED.
+ */
+export async function startNative(
+  options: MountOptions,
+  serving: ServingOptions,
+  port: MessagePort,
+): Promise<Server> {
+  const Fuse = await loadFuseNative();
+  const served = new Serving(serving, port, true);
+  const fuse = new Fuse(options.mountDir, operations(served), {
+    // fuse-native has no option for these, but hands this one on as it is. hard_remove: without it an
+    // unlink of an open file, the commit of a rollback journal, comes as a rename (trap 23).
+    fsname: `${MOUNT_SOURCE},big_writes,hard_remove`,
+    allowOther: options.allowOther,
+    defaultPermissions: true,
+    // Mounts through fusermount also as root: the descriptor is then close-on-exec, and the mount goes
+    // when this process dies.
+    autoUnmount: true,
+    // Answers may take as long as capture or a recovery takes.
+    timeout: false,
+  });
+  await new Promise<void>((resolve, reject) => {
+    fuse.mount((error) => {
+      if (!error) return resolve();
+      reject(
+        new KiteError('ERR_MOUNT_FAILED', `mounting ${options.mountDir} failed: ${error.message}`, {
+          cause: error,
+        }),
+      );
+    });
+  });
+  served.ready();
+  const connection = mountAt(options.mountDir)?.minor;
+  return {
+    async stop(tell) {
+      await unmount(options.mountDir).catch((error: Error) => {
+        options.onEvent({ type: 'error', message: error.message });
+      });
+      // fuse-native's own unmount joins its thread, which ends only when the last user is gone. Ending
+      // the connection makes whoever still has files open fail instead of hanging.
+      abortConnection(connection);
+      tell();
+      served.close();
+    },
+  };
 }
+
+async function loadFuseNative(): Promise<FuseNative> {
+  try {
+    // An optional dependency: it needs a compiler or a prebuilt binary, and libfuse2.
+    const name = 'fuse-native';
+    return ((await import(name)) as { default: FuseNative }).default;
+  } catch (error) {
+    throw new KiteError('ERR_MOUNT_DRIVER', `fuse-native cannot be loaded: ${(error as Error).message}`, {
+      cause: error,
+    });
+  }
+}
+
+/** Paths of libfuse to nodes of the file system. */
+function operations(served: Serving): Record<string, Operation> {
+  const files = served.fileSystem;
+  const caller = (): Caller => ({ pid: 0, uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0 });
+  const handles = new Map<number, Handle>();
+
+  const find = (path: string): FsNode => {
+    const node = files.resolve(path.slice(1));
+    if (!node) throw new Refusal(Errno.ENOENT);
+    return node;
+  };
+  const split = (path: string): [FsNode, string] => {
+    const at = path.lastIndexOf('/');
+    return [find(path.slice(0, at) || '/'), path.slice(at + 1)];
+  };
+  /** Runs an operation; whatever it throws is its answer. */
+  const guarded = (callback: Callback, work: () => void): void => {
+    try {
+      work();
+    } catch (error) {
+      const errno = errnoOf(error);
+      if (errno === undefined) served.error(`a request failed: ${(error as Error).stack ?? String(error)}`);
+      callback(-(errno ?? Errno.EIO));
+    }
+  };
+  const plain =
+    (callback: Callback) =>
+    (errno: number): void =>
+      callback(-errno);
+  const opened =
+    (callback: Callback) =>
+    (errno: number, handle?: Handle): void => {
+      if (handle) handles.set(handle.id, handle);
+      callback(-errno, handle?.id);
+    };
+  const stats = (attributes: Attributes): Record<string, unknown> => ({
+    ...attributes,
+    atime: new Date(attributes.atimeMs),
+    mtime: new Date(attributes.mtimeMs),
+    ctime: new Date(attributes.ctimeMs),
+  });
+  const getattr = (path: string, callback: Callback): void =>
+    guarded(callback, () => {
+      const node = find(path);
+      if (node.kind !== 'special') return callback(0, stats(files.attributes(node)));
+      // libfuse reads as many bytes as the attributes say, so that the content is made for them too.
+      files.open(node, 0, caller(), (errno, handle) => {
+        if (!handle) return callback(-errno);
+        const now = Date.now();
+        const size = handle.content?.length ?? 0;
+        files.release(handle);
+        callback(0, stats({ ...files.attributes(node), size, mtimeMs: now, ctimeMs: now }));
+      });
+    });
+  const sync = (fd: number, callback: Callback): void => {
+    if (fd < 0) return callback(0);
+    fs.fsync(fd, (error) => callback(-(errnoOf(error) ?? 0)));
+  };
+  const change = (path: string, callback: Callback, to: Parameters<typeof files.setAttributes>[1]): void =>
+    guarded(callback, () => files.setAttributes(find(path), to, caller(), undefined, plain(callback)));
+  const refuse = (_from: string, _to: unknown, ...rest: unknown[]): void =>
+    (rest.at(-1) as Callback)(-Errno.EPERM);
+
+  return {
+    getattr,
+    fgetattr: (path: string, id: number, callback: Callback) =>
+      guarded(callback, () => {
+        const handle = handles.get(id);
+        if (!handle || handle.node.kind === 'special') return getattr(path, callback);
+        callback(0, stats(files.attributes(handle.node)));
+      }),
+    open: (path: string, flags: number, callback: Callback) =>
+      guarded(callback, () => files.open(find(path), flags, caller(), opened(callback))),
+    // The flags are not told. O_SYNC matters for names only that the applier has announced.
+    create: (path: string, mode: number, callback: Callback) =>
+      guarded(callback, () =>
+        files.create(...split(path), O_RDWR | O_SYNC, mode, caller(), opened(callback)),
+      ),
+    read: (_path: string, id: number, into: Buffer, length: number, position: number, callback: Callback) =>
+      guarded(callback, () => {
+        const source = files.source(files.handle(id));
+        if ('memory' in source) {
+          const from = Math.min(position, source.memory.length);
+          return callback(source.memory.copy(into, 0, from, Math.min(from + length, source.memory.length)));
+        }
+        fs.read(source.fd, into, 0, length, position, (error, read) => {
+          callback(error ? -(errnoOf(error) ?? Errno.EIO) : read);
+        });
+      }),
+    write: (_path: string, id: number, from: Buffer, length: number, position: number, callback: Callback) =>
+      guarded(callback, () =>
+        files.write(files.handle(id), from.subarray(0, length), position, caller(), (errno) => {
+          callback(errno === 0 ? length : -errno);
+        }),
+      ),
+    flush: (_path: string, id: number, callback: Callback) =>
+      guarded(callback, () => files.flush(files.handle(id), plain(callback))),
+    release: (_path: string, id: number, callback: Callback) =>
+      guarded(callback, () => {
+        files.release(files.handle(id));
+        handles.delete(id);
+        callback(0);
+      }),
+    fsync: (_path: string, _dataOnly: number, id: number, callback: Callback) =>
+      guarded(callback, () => sync(files.syncTarget(files.handle(id)), callback)),
+    fsyncdir: (_path: string, _dataOnly: number, _id: number, callback: Callback) =>
+      guarded(callback, () => {
+        for (const folder of files.foldersToSync()) {
+          const fd = fs.openSync(folder, 'r');
+          fs.fsyncSync(fd);
+          fs.closeSync(fd);
+        }
+        callback(0);
+      }),
+    opendir: (_path: string, _flags: number, callback: Callback) => callback(0, 0),
+    releasedir: (_path: string, _id: number, callback: Callback) => callback(0),
+    readdir: (path: string, callback: Callback) =>
+      guarded(callback, () => {
+        callback(
+          0,
+          files.list(find(path)).map((entry) => entry.name),
+        );
+      }),
+    statfs: (_path: string, callback: Callback) =>
+      guarded(callback, () => {
+        const found = files.statfs();
+        callback(0, {
+          ...found,
+          frsize: found.bsize,
+          favail: found.ffree,
+          fsid: 0,
+          flag: 0,
+          namemax: 255,
+        });
+      }),
+    truncate: (path: string, size: number, callback: Callback) => change(path, callback, { size }),
+    ftruncate: (_path: string, id: number, size: number, callback: Callback) =>
+      guarded(callback, () => {
+        const handle = files.handle(id);
+        files.setAttributes(handle.node, { size }, caller(), handle, plain(callback));
+      }),
+    chmod: (path: string, mode: number, callback: Callback) => change(path, callback, { mode }),
+    chown: (path: string, uid: number, gid: number, callback: Callback) =>
+      change(path, callback, { uid: kept(uid), gid: kept(gid) }),
+    utimens: (path: string, atimeMs: number, mtimeMs: number, callback: Callback) =>
+      change(path, callback, { atimeMs, mtimeMs }),
+    mkdir: (path: string, mode: number, callback: Callback) =>
+      guarded(callback, () => {
+        files.mkdir(...split(path), mode, caller());
+        callback(0);
+      }),
+    rmdir: (path: string, callback: Callback) =>
+      guarded(callback, () => {
+        files.rmdir(...split(path));
+        callback(0);
+      }),
+    unlink: (path: string, callback: Callback) =>
+      guarded(callback, () => files.unlink(...split(path), caller(), plain(callback))),
+    rename: (from: string, to: string, callback: Callback) =>
+      guarded(callback, () => files.rename(...split(from), ...split(to), 0, caller(), plain(callback))),
+    link: refuse,
+    symlink: refuse,
+    mknod: refuse,
+  };
+}
+
+/** chown(2)'s -1: stays as it is. */
+const kept = (id: number): number | undefined => (id === 0xffff_ffff || id === -1 ? undefined : id);
