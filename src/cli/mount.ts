@@ -1,3 +1,4 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import { formatRemark, type LoadedConfig } from '../config/load.js';
 import { Guard } from '../daemon/guard.js';
 import { Node } from '../daemon/node.js';
@@ -7,6 +8,7 @@ import { createLogger, type Logger } from '../observability/log.js';
 
 /** How long the application, or a start that hangs, may take to end before it is cut off. */
 const GRACE_MS = 10_000;
+const READY_POLL_MS = 20;
 
 /** `kitefs mount`: runs a node until a signal comes or its application ends; returns the exit code. */
 export async function mount(
@@ -32,7 +34,7 @@ export async function mount(
       failure = error;
       stop.abort('SIGTERM');
     });
-    if (!config.skipSync) await Promise.race([node.ready(), aborted(stop.signal)]);
+    if (!config.skipSync) await ready(node, stop.signal);
     const commands = words.length > 0 ? [{ argv: words }] : config.exec;
     const code = await supervise(supervisor, commands, stop.signal);
     if (failure) throw failure;
@@ -70,6 +72,11 @@ function stopOnSignals(supervisor: Supervisor, logger: Logger, hasStarted: () =>
   process.once('disconnect', () => stop.abort('SIGTERM'));
   process.channel?.unref();
   return stop;
+}
+
+/** What makes a replica ready may be no event but that time passed, so it is looked at. */
+async function ready(node: Node, stop: AbortSignal): Promise<void> {
+  while (!node.status().ready && !stop.aborted) await delay(READY_POLL_MS);
 }
 
 /** Runs the application, if there is one; resolves with the exit code of the whole once that or a signal ends it. */
