@@ -36,7 +36,7 @@ describe('the environment in a configuration file', () => {
       fc.property(fc.array(piece, { maxLength: 12 }), value, (pieces, inserted) => {
         const original = pieces.join('');
         const expanded = expandEnvironment(original, { A: inserted, B: inserted });
-        for (const [offset, character] of [...expanded.text].entries()) {
+        for (const [offset, character] of expanded.text.split('').entries()) {
           const at = expanded.originalOffset(offset);
           if (/[a-z :]/.test(character) && original[at] !== '$') expect(original[at]).toBe(character);
         }

@@ -154,7 +154,7 @@ describe('the configuration', () => {
       'kitefs.yml:1: fuse holds other keys; expected an indented block',
     ]);
     expect(problems('- a\n')[0]).toMatch(/^kitefs\.yml:1: expected keys and values/);
-    expect(problems('node:\n  region: "$A"\n  idd: x\n', { environment: { A: '1\n  2\n  3' } })).toEqual([
+    expect(problems('node:\n  region: "$A"\n  idd: x\n', { environment: { A: '1\n    2\n    3' } })).toEqual([
       'kitefs.yml:3: unknown key node.idd; did you mean node.id?',
     ]);
   });
