@@ -24,7 +24,7 @@ export function openLease(config: Config, nodeId: string, highestEpoch: bigint):
               },
             }),
       });
-    case 'consul':
+    default:
       throw new KiteError('ERR_CONFIG_INVALID', 'lease.type consul comes with the next version');
   }
 }

@@ -229,7 +229,7 @@ export class NodeStore implements ReplicationStore {
 
   /** Resolves when everything received has been applied. */
   async drained(): Promise<void> {
-    await Promise.all([...this.#entries.values()].map((entry) => entry.queue?.drained()));
+    await Promise.all(this.#queues().map((queue) => queue.drained()));
   }
 
   /** Names of the databases that are not served as they should be, and may not be taken over. */
@@ -241,7 +241,7 @@ export class NodeStore implements ReplicationStore {
 
   /** The applier no longer follows; its databases are closed after this by the caller. */
   async unfollow(): Promise<void> {
-    await Promise.all([...this.#entries.values()].map((entry) => entry.queue?.stop()));
+    await Promise.all(this.#queues().map((queue) => queue.stop()));
     for (const entry of this.#entries.values()) {
       entry.queue = undefined;
       entry.applied = undefined;
@@ -305,6 +305,10 @@ export class NodeStore implements ReplicationStore {
     const entry = this.#openEntry(name, { repair: true });
     entry.needsSnapshot = true;
     entry.error = error;
+  }
+
+  #queues(): ApplyQueue[] {
+    return [...this.#entries.values()].flatMap((entry) => entry.queue ?? []);
   }
 
   #startQueue(entry: Entry): void {
