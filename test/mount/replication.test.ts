@@ -54,10 +54,10 @@ describe.each(DRIVERS)('with the %s driver', (driver) => {
     await cluster.caughtUp(name);
 
     const writers = Array.from({ length: WRITERS }, (_, i) => writer(primary.path(name), i));
-    let writing = WRITERS;
-    for (const ended of writers) ended.finally(() => (writing -= 1)).catch(() => undefined);
+    const writing = { now: WRITERS };
+    for (const ended of writers) ended.finally(() => (writing.now -= 1)).catch(() => undefined);
     // A reader of the replica sees each writer's rows without holes at any moment.
-    while (writing > 0) {
+    while (writing.now > 0) {
       const answer = await replica.sql(
         name,
         'SELECT count(*) FROM (SELECT writer, count(*) c, max(n) m FROM t GROUP BY writer) WHERE c <> m + 1',
