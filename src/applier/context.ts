@@ -1,5 +1,6 @@
 import { join } from 'node:path';
 
+import type { Checkpointer } from './checkpointer.js';
 import type { Arm } from './database-files.js';
 import type { ApplierEvent } from './messages.js';
 
@@ -8,6 +9,7 @@ export interface ApplierContext {
   readonly mountDir: string;
   readonly dataDir: string;
   readonly arm: Arm | undefined;
+  readonly checkpointer: Checkpointer;
   readonly emit: (event: ApplierEvent) => void;
 }
 

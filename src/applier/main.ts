@@ -1,5 +1,6 @@
 import { KiteError, toKiteError } from '../errors.js';
 import { ApplierServer } from './applier-server.js';
+import { Checkpointer } from './checkpointer.js';
 import type { FromApplier, ToApplier } from './messages.js';
 
 /** The applier process: `main.js MOUNT_DIR DATA_DIR ARMED`, forked by Applier (applier.ts). */
@@ -32,6 +33,7 @@ const server = new ApplierServer({
   mountDir,
   dataDir,
   arm: armed === 'armed' ? arm : undefined,
+  checkpointer: new Checkpointer(),
   emit: (event) => send({ kind: 'event', event }),
 });
 

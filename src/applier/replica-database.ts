@@ -48,8 +48,10 @@ export class ReplicaDatabase {
   #state: State | undefined;
   #draining: Promise<void> | undefined;
   #walBytes = 0;
+  #checkpointing: Promise<void> | undefined;
   #checkpointAtMs = 0;
   #savedAtMs = monotonicMs();
+  #saveDue = false;
   #vacuumsAtCommit = false;
 
   /** Not any more when a turn failed: what is in memory may be ahead of what was written. */
@@ -104,10 +106,10 @@ export class ReplicaDatabase {
     await this.#draining;
     this.#save();
     if (this.#state && this.#connection) {
-      this.#release();
+      await this.#release();
       markClosed(this.#paths.directory);
     }
-    this.#release();
+    await this.#release();
     return this.#state?.position;
   }
 
@@ -125,7 +127,7 @@ export class ReplicaDatabase {
         return 1;
       });
     }
-    this.#release();
+    await this.#release();
     removeDatabase(mountPath(this.#context, this.#name));
     fs.rmSync(this.#paths.checksums, { force: true });
     markClosed(this.#paths.directory);
@@ -137,7 +139,7 @@ export class ReplicaDatabase {
       await this.#locate();
       this.#ready = true;
     } catch (error) {
-      this.#release();
+      await this.#release();
       throw error;
     }
   }
@@ -188,6 +190,8 @@ export class ReplicaDatabase {
         for (const { done } of this.#queue.splice(0)) done(told);
       }
       this.#maybeCheckpoint();
+      // After a kill only what came later has to be computed again.
+      if (this.#saveDue && monotonicMs() - this.#savedAtMs > SAVE_INTERVAL_MS) this.#save();
     }
   }
 
@@ -320,13 +324,20 @@ export class ReplicaDatabase {
   #maybeCheckpoint(): void {
     const waiting = this.#queue.length > 0;
     if (this.#walBytes < (waiting ? CHECKPOINT_NOW_BYTES : CHECKPOINT_BYTES)) return;
-    if (!this.#connection || monotonicMs() < this.#checkpointAtMs) return;
-    const complete = this.#connection.checkpoint();
-    if (!complete) this.#checkpointAtMs = monotonicMs() + CHECKPOINT_RETRY_MS;
+    if (!this.#connection || this.#checkpointing || monotonicMs() < this.#checkpointAtMs) return;
+    this.#checkpointing = this.#checkpoint().finally(() => (this.#checkpointing = undefined));
+  }
+
+  async #checkpoint(): Promise<void> {
+    const complete = await this.#context.checkpointer.run(mountPath(this.#context, this.#name));
+    if (complete) {
+      this.#walBytes = 0;
+      this.#saveDue = true;
+    } else {
+      this.#checkpointAtMs = monotonicMs() + CHECKPOINT_RETRY_MS;
+      setTimeout(() => this.#maybeCheckpoint(), CHECKPOINT_RETRY_MS);
+    }
     this.#context.emit({ kind: 'checkpoint', name: this.#name, walBytes: this.#walBytes, complete });
-    if (complete) this.#walBytes = 0;
-    // After a kill only what came later has to be computed again.
-    if (complete && monotonicMs() - this.#savedAtMs > SAVE_INTERVAL_MS) this.#save();
   }
 
   #save(): void {
@@ -335,9 +346,12 @@ export class ReplicaDatabase {
     const { position, pageSize, journalVersions, checksums } = state;
     checksums.save(this.#paths.checksums, { position, pageSize, journalVersions });
     this.#savedAtMs = monotonicMs();
+    this.#saveDue = false;
   }
 
-  #release(): void {
+  async #release(): Promise<void> {
+    // It has locks of its own in this process, which closing our descriptors would give up.
+    await this.#checkpointing;
     this.#connection?.close();
     this.#connection = undefined;
   }

@@ -17,9 +17,6 @@ import { PageReader } from './page-reader.js';
 import { WalTransaction } from './wal-writer.js';
 import { BUSY, whenNotBusy, type WaitOptions } from './write-lock.js';
 
-/** With less, a checkpoint starves beside readers of a few milliseconds (trap 16). */
-const CHECKPOINT_BUSY_MS = 40;
-
 /**
  * A lasting SQLite connection to a replica's database, in WAL mode, with our own descriptors beside it. While it is
  * open no application's connection is the last one, which would checkpoint and delete the WAL.
@@ -101,20 +98,12 @@ export class WalConnection {
     }
   }
 
-  /** Empties the WAL, waiting for readers that still need it. Another page size cannot begin before. */
+  /** Empties the WAL, waiting for readers that still need it: another page size cannot begin before. */
   async restartWal(): Promise<void> {
-    await whenNotBusy(() => (this.checkpoint() ? true : BUSY), this.#wait);
-  }
-
-  /** Copies the WAL into the database and empties it. False: readers or writers were in the way, try later. */
-  checkpoint(): boolean {
-    this.#database.pragma(`busy_timeout = ${CHECKPOINT_BUSY_MS}`);
-    try {
+    await whenNotBusy(() => {
       const [result] = this.#database.pragma('wal_checkpoint(TRUNCATE)') as [{ busy: number }];
-      return result.busy === 0;
-    } finally {
-      this.#database.pragma('busy_timeout = 0');
-    }
+      return result.busy === 0 ? true : BUSY;
+    }, this.#wait);
   }
 
   /** The last one of all processes to close also checkpoints and deletes the WAL. */
