@@ -214,7 +214,8 @@ export class CaptureService {
   /** Does what the mount waits for; returns the database whose log must be durable before the answer. */
   #perform(name: string, request: GateRequest): DatabaseCapture | undefined {
     const broken = this.#broken.get(name);
-    if (broken) throw broken;
+    if (broken && request.op !== 'drop') throw broken; // whatever is wrong with it, it may be removed
+    this.#broken.delete(name);
     const database = this.#known(name);
     switch (request.op) {
       case 'wal':

@@ -109,8 +109,11 @@ export class WalReader {
     if (!this.#header) return undefined;
     const scanner = new WalScanner(this.#header, this.#point);
     const frames = new Map<number, number>();
-    let running: [pgno: number, offset: number][] = [];
-    let last: typeof running = [];
+    // Pages of the transaction under way; its frames follow each other from `runningStart`.
+    let running: number[] = [];
+    let runningStart = scanner.nextOffset;
+    let lastPgnos: number[] = [];
+    const step = FRAME_HEADER_BYTES + this.pageSize;
     let leastPages = Infinity;
     let commits = 0;
 
@@ -119,18 +122,18 @@ export class WalReader {
       const start = scanner.nextOffset;
       this.#fillWindow(start, Math.min(WINDOW_BYTES, endBytes - start));
       const taken = scanner.accept(shared.bytes.subarray(0, this.#windowBytes), (frame) => {
-        running.push([frame.pgno, start + frame.dataOffset - FRAME_HEADER_BYTES]);
+        running.push(frame.pgno);
         if (frame.commitPages === 0) return;
-        for (const [pgno, offset] of running) frames.set(pgno, offset);
+        for (let i = 0; i < running.length; i++) frames.set(running[i] as number, runningStart + i * step);
+        runningStart += running.length * step;
         leastPages = Math.min(leastPages, frame.commitPages);
         commits++;
-        last = running;
+        lastPgnos = running;
         running = [];
       });
       if (commits > 0 || taken === 0) break;
     }
     if (commits === 0) return undefined;
-    const lastPgnos = last.map(([pgno]) => pgno);
     const { commitPages, committed: end } = scanner;
     return { commits, frames, lastPgnos, leastPages, commitPages, end };
   }
