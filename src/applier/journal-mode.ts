@@ -26,6 +26,8 @@ const waitingFor = (context: ApplierContext, name: string): WaitOptions => {
 export async function recoverDatabase(context: ApplierContext, name: string): Promise<void> {
   const path = mountPath(context, name);
   if (!fs.existsSync(path)) return;
+  // Where the mount does not know this process, it must know for which database it need not wait.
+  await context.arm?.([name]);
   const wait = waitingFor(context, name);
   const database = new Database(path, { fileMustExist: true, timeout: 0 });
   let last: Database.Database | undefined;

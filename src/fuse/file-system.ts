@@ -8,7 +8,7 @@ import { MountState } from './control-block.js';
 import { DatabaseFiles, type DatabaseFileKind, type Writer } from './database-files.js';
 import { FsNode, MemoryFile, ROOT_NODE_ID } from './nodes.js';
 import type { Attributes, DirectoryEntry, FileSystemStats } from './protocol.js';
-import { Errno, Refusal, type Answer, type MountServices } from './services.js';
+import { Errno, errnoOf, Refusal, type Answer, type MountServices } from './services.js';
 import { isSpecialPath, specialEntries, specialExists } from './special-files.js';
 import { WAKE_NODE_ID } from './waker.js';
 
@@ -72,6 +72,8 @@ export class FileSystem {
   readonly #databases = new Map<string, DatabaseFiles>();
   readonly #waiting = new Set<Waiting>();
   readonly #armed = new Map<string, number>();
+  /** Databases that the applier recovers, where the driver does not tell who calls. */
+  readonly #recovering = new Set<string>();
   #applierPid = -1;
   #nextHandle = 1;
 
@@ -80,6 +82,13 @@ export class FileSystem {
     this.#tree = path.join(services.dataDir, 'tree');
     fs.mkdirSync(this.#tree, { recursive: true });
     fs.mkdirSync(path.join(services.dataDir, 'dbs'), { recursive: true });
+    // The top folder belongs to whom new files belong to: an application that is not root creates files in it.
+    const { uid, gid, dirMode } = services;
+    if (uid !== undefined || gid !== undefined) {
+      const now = fs.statSync(this.#tree);
+      fs.chownSync(this.#tree, uid ?? now.uid, gid ?? now.gid);
+    }
+    if (dirMode !== undefined) fs.chmodSync(this.#tree, dirMode);
     this.root = new FsNode('folder', undefined, '', ROOT_NODE_ID);
     this.#nodes.set(ROOT_NODE_ID, this.root);
     this.#nodes.set(WAKE_NODE_ID, new FsNode('wake', undefined, '.wake', WAKE_NODE_ID));
@@ -95,13 +104,19 @@ export class FileSystem {
     this.#applierPid = pid;
   }
 
-  /** The next open of each of these files with O_SYNC and O_RDWR is the applier's. */
+  /**
+   * The next open of each of these files with O_SYNC and O_RDWR is the applier's. While the node is closed:
+   * nobody waits for these databases where the driver knows no process, or SQLite could not recover them.
+   */
   arm(names: readonly string[]): void {
     for (const name of names) this.#armed.set(name, performance.now() + ARMED_MS);
+    if (this.#services.control.state !== MountState.closed) return;
+    for (const name of names) this.#recovering.add(classifyPath(name).name);
   }
 
   /** The role has changed: opens that wait are looked at again. */
   roleChanged(): void {
+    this.#recovering.clear();
     for (const database of this.#databases.values()) database.roleChanged();
     this.#retryWaiting();
   }
@@ -128,12 +143,25 @@ export class FileSystem {
   #retryWaiting(): void {
     const all = [...this.#waiting];
     this.#waiting.clear();
-    for (const waiting of all) waiting.retry();
+    for (const waiting of all) {
+      try {
+        waiting.retry();
+      } catch (error) {
+        waiting.fail(errnoOf(error) ?? Errno.EIO);
+      }
+    }
   }
 
   /** Whether this request has to wait until the node is open; then it is asked again by `retry`. */
-  #waits(caller: Caller, applier: boolean, retry: () => void, fail: (errno: number) => void): boolean {
+  #waits(
+    full: string,
+    caller: Caller,
+    applier: boolean,
+    retry: () => void,
+    fail: (errno: number) => void,
+  ): boolean {
     if (this.#services.control.state !== MountState.closed || applier) return false;
+    if (caller.pid === 0 && this.#recovering.has(classifyPath(full).name)) return false;
     this.#waiting.add({ caller, retry, fail });
     return true;
   }
@@ -143,7 +171,9 @@ export class FileSystem {
   }
 
   #writer(caller: Caller, handle?: Handle): Writer {
-    return { privileged: this.#isApplier(caller, handle), pid: caller.pid };
+    // While the node is closed only the applier gets to open anything.
+    const closed = this.#services.control.state === MountState.closed;
+    return { privileged: closed || this.#isApplier(caller, handle), pid: caller.pid };
   }
 
   // --- Names
@@ -291,11 +321,20 @@ export class FileSystem {
     if (node.kind === 'special' || node.kind === 'wake') throw new Refusal(Errno.EACCES);
     const applier = this.#isApplier(caller, handle);
     const again = (): void => this.setAttributes(node, change, caller, handle, reply);
-    if (change.size !== undefined && node.kind !== 'shm' && this.#waits(caller, applier, again, reply))
+    if (
+      change.size !== undefined &&
+      node.kind !== 'shm' &&
+      this.#waits(node.path, caller, applier, again, reply)
+    )
       return;
     const rest = (errno: number): void => {
-      if (errno === 0) this.#setPlainAttributes(node, change);
-      reply(errno);
+      if (errno !== 0) return reply(errno);
+      try {
+        this.#setPlainAttributes(node, change);
+      } catch (error) {
+        return reply(errnoOf(error) ?? Errno.EIO);
+      }
+      reply(0);
     };
     if (change.size === undefined) return rest(0);
     if (handle) handle.wrote = true;
@@ -348,7 +387,7 @@ export class FileSystem {
     const full = node.path;
     const applier = this.#isApplier(caller) || this.#takeArmed(full, flags);
     const again = (): void => this.open(node, flags, caller, reply);
-    if (this.#waits(caller, applier, again, reply)) return;
+    if (this.#waits(full, caller, applier, again, reply)) return;
     if (node.kind === 'database' && !applier && node.database?.gates(caller.pid) === true) {
       this.#waiting.add({ caller, retry: again, fail: reply });
       return;
@@ -367,11 +406,7 @@ export class FileSystem {
       );
       return reply(Errno.EBUSY);
     }
-    const handle = this.#openHandle(
-      node,
-      caller,
-      applier || this.#services.control.state === MountState.closed,
-    );
+    const handle = this.#openHandle(node, caller, applier);
     if (!cut) return reply(0, handle);
     this.#truncate(node, 0, this.#writer(caller, handle), (errno) => {
       if (errno === 0) return reply(0, handle);
@@ -396,9 +431,9 @@ export class FileSystem {
     const full = joined(parent, name);
     const applier = this.#isApplier(caller) || this.#takeArmed(full, flags);
     const again = (): void => this.create(parent, name, flags, mode, caller, reply);
-    if (this.#waits(caller, applier, again, reply)) return;
+    if (this.#waits(full, caller, applier, again, reply)) return;
     const node = this.#make(parent, name, full, mode, caller, applier);
-    reply(0, this.#openHandle(node, caller, applier || this.#services.control.state === MountState.closed));
+    reply(0, this.#openHandle(node, caller, applier));
   }
 
   #make(parent: FsNode, name: string, full: string, mode: number, caller: Caller, applier: boolean): FsNode {
@@ -637,7 +672,8 @@ export class FileSystem {
     if (node.kind === 'folder') return reply(Errno.EISDIR);
     if (node.kind === 'special' || node.kind === 'wake') return reply(Errno.EACCES);
     const applier = this.#isApplier(caller) || this.#takeArmed(node.path, O_SYNC | O_RDWR);
-    if (this.#waits(caller, applier, () => this.unlink(parent, name, caller, reply), reply)) return;
+    if (this.#waits(node.path, caller, applier, () => this.unlink(parent, name, caller, reply), reply))
+      return;
     const files = node.database;
     if (!files || node.kind === 'shm') {
       if (!node.memory) fs.unlinkSync(this.#diskPath(node));
@@ -687,7 +723,7 @@ export class FileSystem {
     if (node.kind === 'special' || target?.kind === 'special' || isSpecialPath(to))
       return reply(Errno.EACCES);
     const again = (): void => this.rename(parent, name, newParent, newName, flags, caller, reply);
-    if (this.#waits(caller, this.#isApplier(caller), again, reply)) return;
+    if (this.#waits(node.path, caller, this.#isApplier(caller), again, reply)) return;
     if (node.kind === 'folder') return reply(this.#renameFolder(node, newParent, newName, target));
     const { kind } = classifyPath(to);
     if (kind === 'invalid') return reply(Errno.ENAMETOOLONG);

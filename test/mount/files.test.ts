@@ -214,6 +214,29 @@ describe.each(['kernel', 'fuse-native'] as const)('roles through the %s driver',
     }
   });
 
+  it('lets the applier recover while applications wait', async () => {
+    const mount = await PlainMount.start({ driver });
+    try {
+      mount.sql('app.db', 'CREATE TABLE t(a); INSERT INTO t VALUES (7);');
+      await mount.tell({ state: MountState.closed });
+      // The shell stands in for the applier: a pid for the kernel driver, a name for the other one.
+      await mount.tell({ names: ['app.db'] });
+      const applier = spawn(
+        'sh',
+        ['-c', 'read go; exec sqlite3 app.db "INSERT INTO t VALUES (8); SELECT count(*) FROM t;"'],
+        {
+          cwd: mount.dir,
+        },
+      );
+      await mount.tell({ applier: applier.pid });
+      const said = once(applier.stdout, 'data') as Promise<[Buffer]>;
+      applier.stdin.write('go\n');
+      expect((await said)[0].toString()).toBe('2\n');
+    } finally {
+      await mount.stop();
+    }
+  });
+
   it('keeps applications waiting until the node is open', async () => {
     const mount = await PlainMount.start({ driver });
     try {
