@@ -6,6 +6,7 @@
 
 /** Databases that one process can name in its life. */
 export const SLOTS_MAX = 65_536;
+const RING_MASK = SLOTS_MAX - 1; // head and tail wrap at 32 bits, where a remainder would be negative
 
 // Int32 indexes of the head of the buffer.
 const FUTEX = 0; // raised whenever there is something to do
@@ -51,7 +52,7 @@ export class CommitSignal {
     Atomics.store(this.#ends, slot, BigInt(endBytes));
     if (Atomics.exchange(this.#int32, DIRTY + slot, 1) === 1) return;
     const head = Atomics.load(this.#int32, HEAD);
-    this.#int32[RING + (head % SLOTS_MAX)] = slot;
+    this.#int32[RING + (head & RING_MASK)] = slot;
     Atomics.store(this.#int32, HEAD, (head + 1) | 0);
     this.#wake();
   }
@@ -89,7 +90,7 @@ export class CommitSignal {
   /** Capture: a slot with new commits, or -1. Its end comes from `claim` afterwards. */
   take(): number {
     if (Atomics.load(this.#int32, HEAD) === this.#tail) return -1;
-    const slot = this.#int32[RING + (this.#tail % SLOTS_MAX)] as number;
+    const slot = this.#int32[RING + (this.#tail & RING_MASK)] as number;
     this.#tail = (this.#tail + 1) | 0;
     // Cleared before the end is read: a commit published from now on puts the slot into the ring again.
     Atomics.store(this.#int32, DIRTY + slot, 0);

@@ -124,7 +124,7 @@ describe('capture of rollback journals', () => {
     };
     execute('create table t(id integer primary key, x)');
     expect(t.capture.position.txid).toBe(++txid);
-    for (let i = 0; i < 15; i++) {
+    for (let i = 0; i < 8; i++) {
       execute(`insert into t(x) values (randomblob(${i * 500}))`);
       expect(t.capture.position.txid).toBe(++txid);
       execute(`begin; insert into t(x) select randomblob(3000) from t; update t set x = 1; rollback`);

@@ -181,7 +181,7 @@ it('keeps the log equal to the database through random histories with dead write
         }
       },
     ),
-    { numRuns: 40, interruptAfterTimeLimit: 5000 },
+    { numRuns: 40, interruptAfterTimeLimit: 4000 },
   );
 });
 
