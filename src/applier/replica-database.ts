@@ -82,6 +82,7 @@ export class ReplicaDatabase {
 
   /** Resolves when readers see the last of these files. After an error the database must be closed. */
   async apply(files: readonly LogFile[]): Promise<AppliedDatabase> {
+    if (!this.#ready) throw new KiteError('ERR_APPLIER_LOCKED', `${this.#name} is being closed`);
     if (files.length > 0) {
       await new Promise<void>((resolve, reject) => {
         const done = (error?: KiteError): void => (error ? reject(error) : undefined);
@@ -115,6 +116,7 @@ export class ReplicaDatabase {
 
   /** An empty database for those who have it open, then its removal (trap 25). */
   async drop(): Promise<void> {
+    this.#ready = false;
     await this.#draining;
     await this.#remove();
   }
@@ -197,6 +199,8 @@ export class ReplicaDatabase {
 
   /** Applies files from the head of the queue in one transaction; returns how many. */
   async #turn(): Promise<number> {
+    // Once closed, nothing may be opened, let alone created, any more.
+    this.#stop.signal.throwIfAborted();
     const first = this.#queue[0]!.file;
     if (follows(this.#state?.position, first) === 'done') return 1;
     if (first.commitPages === 0) {

@@ -109,3 +109,14 @@ test('Closing ends a wait for a lock', async () => {
   await catchUp(rig);
   await rig.assertSame();
 });
+
+test('A process that no longer answers is killed, and another one serves', async () => {
+  const rig = await start({ wedgedAfterMs: 10_000 });
+  const { pid } = rig.applier;
+  process.kill(pid!, 'SIGSTOP');
+  const waiting = rig.applier.apply(rig.name, [changeBoth(rig, 1)]);
+  await expect(waiting).rejects.toMatchObject({ code: 'ERR_APPLIER_RESTARTED' });
+  await catchUp(rig);
+  expect(rig.applier.pid).not.toBe(pid);
+  await rig.assertSame();
+});
