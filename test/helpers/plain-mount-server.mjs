@@ -32,16 +32,18 @@ const stop = async () => {
   await mount.stop();
   process.exit(0);
 };
-const lines = createInterface({ input: process.stdin });
-lines.on('line', async (line) => {
-  const command = JSON.parse(line);
-  if (command.stop) return stop();
-  if (command.applier !== undefined || command.names) {
+async function obey(command) {
+  if (command.stop) {
+    await stop();
+  } else if (command.applier !== undefined || command.names) {
     await mount.armApplier({ pid: command.applier, names: command.names });
   } else {
     take(command);
     await mount.changed();
   }
   say({ done: true });
-});
-lines.on('close', stop);
+}
+
+const lines = createInterface({ input: process.stdin });
+lines.on('line', (line) => void obey(JSON.parse(line)));
+lines.on('close', () => void stop());
