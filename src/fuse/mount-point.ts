@@ -19,6 +19,8 @@ export const MOUNT_SOURCE = 'kitefs';
 export async function prepareMountPoint(mountDir: string): Promise<void> {
   for (let left = mountAt(mountDir); left; left = mountAt(mountDir)) {
     if (left.source !== MOUNT_SOURCE || (await isAlive(mountDir))) {
+      // Unless somebody has taken it away meanwhile: then what answered was the folder below it.
+      if (mountAt(mountDir)?.minor !== left.minor) continue;
       throw new KiteError('ERR_MOUNT_BUSY', `${mountDir} is a mount already (${left.source})`);
     }
     await unmount(mountDir);
@@ -98,7 +100,8 @@ const unescape = (field: string): string =>
 
 async function isAlive(mountDir: string): Promise<boolean> {
   try {
-    await run('stat', [mountDir], { timeout: ALIVE_LIMIT_MS, killSignal: 'SIGKILL' });
+    // Of the file system, not of the folder: that the kernel would answer from its cache.
+    await run('stat', ['-f', mountDir], { timeout: ALIVE_LIMIT_MS, killSignal: 'SIGKILL' });
     return true;
   } catch (error) {
     // ENOTCONN, said at once: the daemon is gone. No answer at all: it is gone, but a child of it still

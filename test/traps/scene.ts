@@ -33,6 +33,10 @@ export class Connection {
     return connection;
   }
 
+  get pid(): number {
+    return this.#child.pid ?? 0;
+  }
+
   /** Runs one statement; its rows in the form of the sqlite3 shell. Rejects with SQLite's error. */
   async run(sql: string): Promise<string> {
     this.#child.stdin?.write(`${JSON.stringify(sql)}\n`);
