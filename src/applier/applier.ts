@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url';
 import { KiteError } from '../errors.js';
 import type { Logger } from '../observability/log.js';
 import type { EpochPosition, LogFile } from '../store/types.js';
+import { withoutFuse } from '../util/child-stdio.js';
 import { monotonicMs } from '../util/clock.js';
 import type {
   AppliedDatabase,
@@ -187,8 +188,7 @@ export class Applier {
     const { mountDir, dataDir, onStart } = this.#options;
     const child = fork(MAIN, [mountDir, dataDir, this.#options.arm ? 'armed' : 'plain'], {
       serialization: 'advanced',
-      // Nothing of ours is inherited but these; all other descriptors are close-on-exec (DESIGN §1.4).
-      stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
+      stdio: withoutFuse(['ignore', 'ignore', 'pipe', 'ipc'] as const),
       execArgv: [],
     });
     this.#child = child;

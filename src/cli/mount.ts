@@ -29,7 +29,7 @@ export async function mount(
   const stop = stopOnSignals(supervisor, logger, () => node !== undefined);
 
   try {
-    node = await Node.start(config, logger, guard);
+    node = await Node.start(config, logger);
     node.onFatal((error) => {
       failure = error;
       stop.abort('SIGTERM');

@@ -3,15 +3,13 @@ import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
 
 /** What the daemon tells its guard, one JSON object a line. */
-export type GuardMessage =
-  | { readonly mount: string }
-  | { readonly group: number | null }
-  | { readonly goodbye: true };
+export type GuardMessage = { readonly group: number | null } | { readonly goodbye: true };
 
 /**
  * A very small child that outlives the daemon by a moment: when its pipe closes without a goodbye (kill
- * -9, OOM, a crash), it ends the supervised process group and detaches the mount, because WAL
- * connections on a dead mount go on reading a frozen snapshot without any error (trap 5).
+ * -9, OOM, a crash), it ends the supervised process group, because WAL connections on a dead mount go on
+ * reading a frozen snapshot without any error (trap 5). The dead mount itself stays until the next start
+ * clears it (docs/decisions/006-a-dead-mount-stays.md).
  */
 export class Guard {
   readonly #child: ChildProcess;
@@ -36,17 +34,12 @@ export class Guard {
     return this.#child.pid;
   }
 
-  /** Tell it after the mount is there: it notes which mount it is, and detaches no other. */
-  mounted(dir: string): void {
-    this.#send({ mount: dir });
-  }
-
   /** The process group to end when the daemon dies; undefined: none (any more). */
   supervise(groupId: number | undefined): void {
     this.#send({ group: groupId ?? null });
   }
 
-  /** After the mount is gone: nothing is left to guard. Resolves when the guard has ended. */
+  /** Nothing is left to guard. Resolves when the guard has ended. */
   async goodbye(): Promise<void> {
     if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;
     // Started so that it keeps nobody from ending; now its end is waited for.

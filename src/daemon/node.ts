@@ -25,7 +25,6 @@ import { DataDirectory } from '../store/data-directory.js';
 import { monotonicMs } from '../util/clock.js';
 import { joinCluster } from './cluster-id.js';
 import { EventLog } from './event-log.js';
-import type { Guard } from './guard.js';
 import { handOff } from './hand-off.js';
 import { openLease } from './lease-kinds.js';
 import { NodeStore } from './node-store.js';
@@ -55,8 +54,9 @@ export class Node implements NodeApi {
   #holder: LeaseHolder | undefined;
   /** Set once the databases were caught up, or there was nothing to catch up with. */
   #wasReady = false;
-  #onReady: (() => void) | undefined;
   #onFatal: ((error: KiteError) => void) | undefined;
+  /** What was fatal before anybody listened: the lease may refuse this node at once. */
+  #fatalError: KiteError | undefined;
 
   private constructor(config: Config, logger: Logger, data: DataDirectory) {
     this.#config = config;
@@ -68,16 +68,16 @@ export class Node implements NodeApi {
 
   /**
    * Starts a node: data directory, mount, recovery, peers, lease, admin server; resolves when the mount serves and the
-   * lease is watched. `guard` is told of the mount. On an error everything that was started is undone.
+   * lease is watched.  On an error everything that was started is undone.
    */
-  static async start(config: Config, logger: Logger, guard: Guard): Promise<Node> {
+  static async start(config: Config, logger: Logger): Promise<Node> {
     const data = DataDirectory.open(config.data.dir, {
       nodeId: config.node.id ?? `${hostname()}-${randomUUID().slice(0, 8)}`,
     });
     const node = new Node(config, logger, data);
     node.#undo.push(() => data.close());
     try {
-      await node.#start(guard);
+      await node.#start();
       return node;
     } catch (error) {
       await node.#undoAll();
@@ -85,8 +85,8 @@ export class Node implements NodeApi {
     }
   }
 
-  async #start(guard: Guard): Promise<void> {
-    const { config } = { config: this.#config };
+  async #start(): Promise<void> {
+    const config = this.#config;
     const tmpDir = join(config.data.dir, 'tmp');
     await rm(tmpDir, { recursive: true, force: true });
     await mkdir(tmpDir, { recursive: true });
@@ -126,12 +126,11 @@ export class Node implements NodeApi {
       uid,
       gid,
       fileMode: mode,
-      special: async (path) => specialFile(path, { status: () => this.status(), connected: this.#connected }),
+      special: (path) => this.#specialFile(path),
       onEvent: (event) => this.#onMountEvent(event),
     });
     this.#undo.push(() => this.#mount.stop());
     await this.#capture.setWaker(this.#mount.waker.buffer);
-    guard.mounted(dir);
 
     this.#applier = await Applier.start({
       mountDir: dir,
@@ -220,17 +219,10 @@ export class Node implements NodeApi {
     this.#undo.push(() => clearInterval(timer));
   }
 
-  /** Resolves when the node is ready for an application: the mount serves a known role and was caught up once. */
-  async ready(): Promise<void> {
-    if (this.#isReady()) return;
-    await new Promise<void>((resolve) => {
-      this.#onReady = resolve;
-    });
-  }
-
   /** Calls back when the node cannot go on (its capture thread died, its mount was taken away). */
   onFatal(listener: (error: KiteError) => void): void {
     this.#onFatal = listener;
+    if (this.#fatalError) listener(this.#fatalError);
   }
 
   /** A clean stop: hands the lease over when it can, so that no other node has to wait for it. Never throws. */
@@ -268,6 +260,14 @@ export class Node implements NodeApi {
   }
 
   // --- what others ask
+
+  async #specialFile(path: string): Promise<Buffer | undefined> {
+    // Who has just committed and reads `-pos` for a token must find that commit in it.
+    if (this.#role === 'primary' && path.endsWith('-pos')) {
+      await this.#capture.position(path.slice(0, -'-pos'.length));
+    }
+    return specialFile(path, { status: () => this.status(), connected: this.#connected });
+  }
 
   status(): NodeStatus {
     return makeStatus({
@@ -352,6 +352,7 @@ export class Node implements NodeApi {
         break;
       case 'replica':
         this.#control.deadlineNs = 0n;
+        if (this.#mayBecomePrimaryAtOnce(event.of)) break;
         this.#data.updateNode({ epoch: event.epoch });
         this.#setRole('replica', event.of);
         this.#events.add('replica', event.reason);
@@ -366,13 +367,27 @@ export class Node implements NodeApi {
     }
   }
 
+  /**
+   * At start nobody holds the lease, and this candidate is about to take it: the mount stays closed for that moment (opens
+   * wait), so that the first application does not meet a replica. It opens read-only when that takes too long.
+   */
+  #mayBecomePrimaryAtOnce(holder: LeaseHolder | undefined): boolean {
+    if (this.#role !== 'starting' || holder || !this.#config.lease.candidate) return false;
+    const timer = setTimeout(() => {
+      if (this.#role !== 'starting') return;
+      this.#setRole('replica', undefined);
+      this.#roles.becomeReplica(undefined).catch((error: unknown) => this.#trouble(error));
+    }, this.#config.lease.ttlMs);
+    this.#undo.push(() => clearTimeout(timer));
+    return true;
+  }
+
   #setRole(role: NodeRole, holder: LeaseHolder | undefined): void {
     if (this.#role === 'stopping') return;
     this.#role = role;
     this.#holder = role === 'replica' ? holder : this.#ownHolder();
     void this.#mount.changed().catch((error: unknown) => this.#trouble(error));
     this.#server.roleChanged();
-    this.#lookIfReady();
   }
 
   #ownHolder(): LeaseHolder | undefined {
@@ -418,17 +433,10 @@ export class Node implements NodeApi {
     );
   }
 
-  #lookIfReady(): void {
-    if (!this.#onReady || !this.#isReady()) return;
-    this.#onReady();
-    this.#onReady = undefined;
-  }
-
   // --- what the parts tell
 
   #count(): void {
     this.#store.subscribe((change) => {
-      if (change.kind === 'applied') this.#lookIfReady();
       if (change.kind !== 'transaction') return;
       const { name, file } = change;
       const transactions = Number(file.maxTxid - file.minTxid) + 1;
@@ -486,7 +494,6 @@ export class Node implements NodeApi {
         this.#events.add('stream-failed', event.error.describe(), { database: event.name, level: 'warn' });
         break;
     }
-    this.#lookIfReady();
   }
 
   #onReplicaEvent(event: ReplicaEvent): void {
@@ -521,6 +528,7 @@ export class Node implements NodeApi {
     // Whatever is wrong, nothing may be acknowledged from here on.
     this.#control.deadlineNs = 0n;
     this.#events.add('fatal', error.describe(), { level: 'error' });
+    this.#fatalError ??= error;
     this.#onFatal?.(error);
   }
 

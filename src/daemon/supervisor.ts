@@ -3,6 +3,7 @@ import { once } from 'node:events';
 import { constants } from 'node:os';
 import type { ExecCommand } from '../config/values.js';
 import type { Logger } from '../observability/log.js';
+import { withoutFuse } from '../util/child-stdio.js';
 
 /** What is run: a command line for the shell (`exec` of the file), or words as they are (`mount -- CMD`). */
 export type Command = ExecCommand | { readonly argv: readonly string[] };
@@ -68,7 +69,10 @@ export class Supervisor {
     const { logger, onGroup } = this.#options;
     const shown = 'cmd' in command ? command.cmd : command.argv.join(' ');
     const [file = '', ...words] = 'cmd' in command ? ['/bin/sh', '-c', command.cmd] : command.argv;
-    const child = spawn(file, words, { stdio: 'inherit', detached: true });
+    const child = spawn(file, words, {
+      stdio: withoutFuse(['inherit', 'inherit', 'inherit'] as const),
+      detached: true,
+    });
     this.#child = child;
     onGroup(child.pid);
     logger.info({ pid: child.pid }, `started: ${shown}`);

@@ -31,8 +31,14 @@ export async function startKernel(
   }
   const connection = mountAt(options.mountDir)?.minor;
   const queues = Array.from({ length: IO_THREADS }, () => new IoQueue());
-  const failed = (error: Error): void =>
-    options.onEvent({ type: 'error', message: `mount thread: ${error.message}` });
+  const failed = (error: Error): void => options.onEvent({ type: 'error', message: error.message });
+  // A thread that has died answers nothing any more while the descriptor is still open: whoever waits for it would
+  // wait for ever. The kernel is told to fail everything, and the daemon ends.
+  const died = (error: Error): void => {
+    failed(new Error(`a thread of the mount has died: ${error.stack ?? error.message}`));
+    abortConnection(connection);
+    options.onEvent({ type: 'gone' });
+  };
   const start = (
     file: string,
     workerData: MountThreadData | IoThreadData,
@@ -43,7 +49,7 @@ export async function startKernel(
       transferList,
       trackUnmanagedFds: false,
     });
-    worker.on('error', failed);
+    worker.on('error', died);
     return worker;
   };
   const thread: MountThreadData = {

@@ -4,11 +4,10 @@ import { Guard } from '../../dist/daemon/guard.js';
 import { Supervisor } from '../../dist/daemon/supervisor.js';
 import { createLogger } from '../../dist/observability/log.js';
 
-const { commands, candidate = true, mount, graceMs = 10_000 } = JSON.parse(process.argv[2]);
+const { commands, candidate = true, graceMs = 10_000 } = JSON.parse(process.argv[2]);
 const say = (what) => process.stdout.write(`${JSON.stringify(what)}\n`);
 
 const guard = Guard.start();
-if (mount) guard.mounted(mount);
 const supervisor = new Supervisor({
   candidate,
   logger: createLogger({ format: 'json', level: 'silent' }),

@@ -1,6 +1,6 @@
-import { execFileSync, spawn, type ChildProcess } from 'node:child_process';
+import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -13,7 +13,6 @@ const FIXTURE = fileURLToPath(new URL('supervise.fixture.mjs', import.meta.url))
 interface Options {
   commands: readonly ({ cmd: string; ifCandidate?: boolean } | { argv: string[] })[];
   candidate?: boolean;
-  mount?: string;
   graceMs?: number;
 }
 
@@ -62,9 +61,6 @@ const alive = (pid: number): boolean => {
 const file = (name: string): string => join(dir, name);
 const text = (name: string): string =>
   existsSync(file(name)) ? readFileSync(file(name), 'utf8').trim() : '';
-const isMounted = (path: string): boolean =>
-  readFileSync('/proc/self/mountinfo', 'utf8').includes(` ${path} `);
-
 describe('the supervised application', () => {
   it('gives its exit code, also when a signal ended it or it cannot be run', async () => {
     expect(await codeOf({ commands: [{ cmd: 'exit 7' }] })).toBe(7);
@@ -116,63 +112,24 @@ describe('the supervised application', () => {
 });
 
 describe('the guard', () => {
-  /** A supervised application with a child that ignores SIGTERM, on a mount of its own. */
-  async function start(): Promise<{
-    child: ChildProcess;
-    guardPid: number;
-    mount: string;
-    pids: () => number[];
-    ended: Promise<unknown>;
-  }> {
-    const mount = file('mnt');
-    mkdirSync(mount);
-    execFileSync('mount', ['-t', 'tmpfs', 'tmpfs', mount]);
+  it('ends the application, and what it has started, when the daemon is killed', async () => {
     const script = `sh -c 'trap "" TERM; echo $$ > ${file('child')}; while :; do sleep 0.05; done' & echo $$ > ${file('parent')}; wait`;
-    const { child, reports, ended } = supervise({ commands: [{ argv: ['sh', '-c', script] }], mount });
+    const { child, reports, ended } = supervise({ commands: [{ argv: ['sh', '-c', script] }] });
     await waitFor('the application to be up', () => text('child') !== '' && text('parent') !== '');
-    return {
-      child,
-      guardPid: reports[0]?.guard ?? 0,
-      mount,
-      pids: () => [Number(text('parent')), Number(text('child'))],
-      ended,
-    };
-  }
-
-  afterEach(() => {
-    // Only for a test that failed half-way.
-    while (isMounted(file('mnt'))) execFileSync('umount', ['-l', file('mnt')]);
-  });
-
-  it('ends the application and detaches the mount when the daemon is killed', async () => {
-    const { child, guardPid, mount, pids, ended } = await start();
+    const guardPid = reports[0]?.guard ?? 0;
     expect(alive(guardPid)).toBe(true);
     child.kill('SIGKILL');
     await ended;
     await waitFor('the guard to end', () => !alive(guardPid));
-    await waitFor('the application to be gone', () => !pids().some(alive));
-    expect(isMounted(mount)).toBe(false);
+    await waitFor(
+      'the application to be gone',
+      () => ![text('parent'), text('child')].map(Number).some(alive),
+    );
   });
 
-  it('leaves another mount at the same place alone', async () => {
-    const { child, guardPid, mount, ended } = await start();
-    // As a restarted daemon does: clears the old mount, mounts anew.
-    execFileSync('umount', ['-l', mount]);
-    execFileSync('mount', ['-t', 'tmpfs', 'tmpfs', mount]);
-    execFileSync('mount', ['-t', 'tmpfs', 'tmpfs', mount]);
-    child.kill('SIGKILL');
-    await ended;
-    await waitFor('the guard to end', () => !alive(guardPid));
-    expect(isMounted(mount)).toBe(true);
-  });
-
-  it('does nothing after a goodbye', async () => {
-    const mount = file('mnt');
-    mkdirSync(mount);
-    execFileSync('mount', ['-t', 'tmpfs', 'tmpfs', mount]);
-    const { reports, ended } = supervise({ commands: [{ cmd: 'exit 0' }], mount });
+  it('ends with the daemon after a goodbye', async () => {
+    const { reports, ended } = supervise({ commands: [{ cmd: 'exit 0' }] });
     await ended;
     expect(alive(reports[0]?.guard ?? 0)).toBe(false);
-    expect(isMounted(mount)).toBe(true);
   });
 });
