@@ -204,6 +204,7 @@ export const ERRORS = {
   ERR_REPLICATION_VERSION: row('Run the same version of KiteFS on all nodes.', { http: 426, grpc: 12 }),
 
   ERR_STORE_DAMAGED: row('Restore this file of the data directory, or start with an empty data.dir.'),
+  ERR_STORE_DIRECTORY: row('Give data.dir a folder that this user may write to.', { exit: 2 }),
   ERR_STORE_FULL: row('Free space on the disk of data.dir.', { retry: true, http: 507, grpc: 8 }),
   ERR_STORE_LOCKED: row('End the other process, or give each node a data.dir of its own.', { exit: 2 }),
   ERR_STORE_LOG_DAMAGED: row(
@@ -244,9 +245,17 @@ export class KiteError extends Error {
   }
 }
 
-/** Takes anything thrown; returns it as a KiteError (ERR_INTERNAL when it is none). */
+/** Takes anything thrown; returns it as a KiteError (ERR_STORE_FULL for a full disk, ERR_INTERNAL for anything else). */
 export function toKiteError(thrown: unknown): KiteError {
   if (thrown instanceof KiteError) return thrown;
   const message = thrown instanceof Error ? thrown.message : String(thrown);
+  // Whatever part met it, there is one thing to do about it.
+  if (
+    thrown instanceof Error &&
+    'code' in thrown &&
+    /^(ENOSPC|EDQUOT|SQLITE_FULL)$/.test(String(thrown.code))
+  ) {
+    return new KiteError('ERR_STORE_FULL', message, { cause: thrown });
+  }
   return new KiteError('ERR_INTERNAL', message, { cause: thrown });
 }

@@ -1,6 +1,7 @@
 import { createHash, randomUUID } from 'node:crypto';
 import type { Config } from '../config/load.js';
 import { formatAddress } from '../config/values.js';
+import { KiteError } from '../errors.js';
 import type { LeaseAdapter } from '../lease/types.js';
 import type { DataDirectory } from '../store/data-directory.js';
 
@@ -9,19 +10,29 @@ const TIMEOUT_MS = 5000;
 /**
  * The cluster that this node belongs to: what its data directory or its configuration says, else what the lease's
  * record says, else a new one, which is put into the record by compare-and-set so that nodes which
- * start together agree. Joins it for good. Throws ERR_STORE_OTHER_CLUSTER.
+ * start together agree. Joins it for good. Throws ERR_STORE_OTHER_CLUSTER, ERR_LEASE_OTHER_CLUSTER.
  */
 export async function joinCluster(
   data: DataDirectory,
   config: Config,
   adapter: LeaseAdapter,
 ): Promise<string> {
+  const named = config.cluster.id ?? data.clusterId;
   const id =
-    config.cluster.id ??
-    data.clusterId ??
-    (config.lease.type === 'static' ? staticClusterId(config) : await agree(adapter, config));
+    named ?? (config.lease.type === 'static' ? staticClusterId(config) : await agree(adapter, config));
+  // A name that was mistyped must not mark a new data directory for good.
+  if (data.clusterId === undefined && named !== undefined) await checkRecord(adapter, named);
   data.joinCluster(id);
   return id;
+}
+
+async function checkRecord(adapter: LeaseAdapter, clusterId: string): Promise<void> {
+  const { record } = await adapter.read(TIMEOUT_MS);
+  if (!record || record.clusterId === clusterId) return;
+  throw new KiteError(
+    'ERR_LEASE_OTHER_CLUSTER',
+    `the lease belongs to cluster ${record.clusterId}, not ${clusterId}`,
+  );
 }
 
 /** With a static lease there is nothing to agree in: nodes that name the same primary are one cluster. */

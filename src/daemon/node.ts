@@ -281,7 +281,7 @@ export class Node implements NodeApi {
       members: this.#lease?.members ?? [],
       client: this.#roles?.client,
       replicas: this.#server?.replicas() ?? [],
-      otherFiles: [],
+      otherFiles: this.#config.fuse.otherFiles === 'local' ? this.#data.otherFiles() : [],
       events: this.#events.recent(),
     });
   }

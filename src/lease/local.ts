@@ -49,8 +49,12 @@ class LocalLease implements LeaseAdapter {
   constructor(path: string, nodeId: string) {
     this.#path = path;
     this.#nodeId = nodeId;
-    // The timeout rides out others who test the lock at this moment.
-    this.#lock = new Database(lockPath(path, nodeId), { timeout: 2000 });
+    try {
+      // The timeout rides out others who test the lock at this moment.
+      this.#lock = new Database(lockPath(path, nodeId), { timeout: 2000 });
+    } catch (error) {
+      throw this.#unreachable(error);
+    }
     try {
       this.#lock.exec('BEGIN EXCLUSIVE');
     } catch (error) {

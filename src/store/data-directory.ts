@@ -1,6 +1,6 @@
 import Database from 'better-sqlite3';
 import { mkdirSync, readdirSync, readFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { dirname, join, relative } from 'node:path';
 import { KiteError } from '../errors.js';
 import { fsyncDirectory, isErrno, replaceFile } from '../util/files.js';
 import { decodeDatabaseName, encodeDatabaseName } from './database-name.js';
@@ -65,17 +65,18 @@ export class DataDirectory {
 
   /**
    * Opens or makes a data directory. `nodeId` names a new directory; an existing one keeps its own.
-   * A directory in LiteFS's layout is migrated. Throws ERR_STORE_LOCKED, ERR_STORE_DAMAGED, ERR_STORE_FULL.
+   * A directory in LiteFS's layout is migrated. Throws ERR_STORE_LOCKED, ERR_STORE_DAMAGED,
+   * ERR_STORE_DIRECTORY, ERR_STORE_FULL.
    */
   static open(path: string, options: { nodeId: string }): DataDirectory {
-    makeDurableFolder(path);
-    const lock = takeLock(join(path, 'lock'));
+    let lock: Database.Database | undefined;
     try {
+      makeDurableFolder(path);
+      lock = takeLock(join(path, 'lock'));
       return new DataDirectory(path, lock, options.nodeId);
     } catch (error) {
-      lock.close();
-      if (!isErrno(error, 'ENOSPC', 'EDQUOT')) throw error;
-      throw new KiteError('ERR_STORE_FULL', `no space in ${path}`, { cause: error });
+      lock?.close();
+      throw asDirectoryError(path, error);
     }
   }
 
@@ -133,9 +134,13 @@ export class DataDirectory {
     return paths;
   }
 
-  /** Real folders and other files of the mount. */
-  get tree(): string {
-    return join(this.path, 'tree');
+  /** Files in the mount that are no database, sorted: they stay on this node. */
+  otherFiles(): string[] {
+    const tree = join(this.path, 'tree');
+    return readdirSync(tree, { withFileTypes: true, recursive: true })
+      .filter((entry) => entry.isFile())
+      .map((entry) => relative(tree, join(entry.parentPath, entry.name)))
+      .toSorted();
   }
 
   /** Gives the directory up. */
@@ -175,7 +180,9 @@ function takeLock(path: string): Database.Database {
     return lock;
   } catch (error) {
     lock?.close();
-    if ((error as { code?: unknown }).code !== 'SQLITE_BUSY') {
+    const { code } = error as { code?: unknown };
+    if (/^SQLITE_(CANTOPEN|READONLY|PERM|FULL|IOERR)/.test(String(code))) throw error;
+    if (code !== 'SQLITE_BUSY') {
       throw new KiteError('ERR_STORE_DAMAGED', `${path} cannot be locked: ${String(error)}`, {
         cause: error,
       });
@@ -186,6 +193,17 @@ function takeLock(path: string): Database.Database {
       `${dirname(path)} is in use by ${holder === undefined ? 'another process' : `process ${holder}`}`,
     );
   }
+}
+
+/** What the system says of a folder that cannot be used; errors of the table are left as they are. */
+function asDirectoryError(path: string, error: unknown): unknown {
+  if (error instanceof KiteError || !(error instanceof Error) || !('code' in error)) return error;
+  if (isErrno(error, 'ENOSPC', 'EDQUOT') || /^SQLITE_(FULL|IOERR)/.test(String(error.code))) {
+    return new KiteError('ERR_STORE_FULL', `no space in ${path}`, { cause: error });
+  }
+  return new KiteError('ERR_STORE_DIRECTORY', `data.dir ${path} cannot be used: ${error.message}`, {
+    cause: error,
+  });
 }
 
 function parseNode(text: string, path: string): NodeState {
