@@ -121,6 +121,10 @@ export class RoleSwitch {
       // From here on the mount takes only the applier's writes.
       control.state = MountState.replica;
       await mount.changed();
+      // With nobody to follow, the databases of a former primary stay as they are: if it wins again, capture compares
+      // them with the log. SQLite's recovery may have committed what the log lacks (a transaction over several
+      // databases), or left other bytes in free pages, which is no position that the applier could go on from.
+      if (!holder && this.#owner === 'none' && data.node.wasPrimary) return;
       if (this.#owner === 'none') this.#follow();
       data.updateNode({ wasPrimary: false });
       await this.#followPrimary(holder);

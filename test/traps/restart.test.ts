@@ -65,6 +65,28 @@ it('commits a transaction over two databases in both or in none (trap 6)', async
   for (const name of ['a.db', 'b.db']) await cluster.assertSame(name);
 });
 
+it('goes on from what a rollback leaves in free pages (trap 6)', async () => {
+  const name = 'free.db';
+  const open = await Connection.open(
+    primary.path(name),
+    'PRAGMA journal_mode=delete',
+    'CREATE TABLE t(x)',
+    'INSERT INTO t VALUES (zeroblob(100000))',
+    'DELETE FROM t',
+  );
+  await open.close();
+  await cluster.caughtUp(name);
+  // SQLite does not journal free pages that it uses again: its recovery does not restore them.
+  await StoppedWriter.killed(primary.path(name), ['INSERT INTO t VALUES (randomblob(50000))'], {
+    at: 'unlink',
+    file: '-journal',
+  });
+  await primary.kill();
+  await primary.start();
+  expect(await primary.sql(name, 'PRAGMA journal_mode', 'SELECT count(*) FROM t')).toBe('delete\n0');
+  await cluster.assertSame(name);
+});
+
 it('logs commits that it had not captured before SQLite touches the WAL, each with its TXID (traps 7, 21)', async () => {
   const name = 'late.db';
   const open = await Connection.open(
@@ -91,4 +113,11 @@ it('logs commits that it had not captured before SQLite touches the WAL, each wi
   expect(txid(after) - txid(before)).toBe(3);
   await cluster.assertSame(name);
   expect(await replica.sql(name, 'SELECT group_concat(n) FROM t')).toBe('1,2,3,4');
+});
+
+it('clears a dead mount though the kernel still answers for its folder (trap 5)', async () => {
+  await run('stat', [primary.mountDir]);
+  await primary.kill();
+  await primary.start();
+  await cluster.assertSame('a.db');
 });
