@@ -130,12 +130,7 @@ function complete(given: GivenConfig) {
   const dataDir = resolve(data.dir);
   return {
     ...given,
-    fuse: {
-      ...fuse,
-      dir: resolve(fuse.dir),
-      uid: fuse.uid ?? process.getuid?.() ?? 0,
-      gid: fuse.gid ?? process.getgid?.() ?? 0,
-    },
+    fuse: { ...fuse, dir: resolve(fuse.dir) },
     data: { ...data, dir: dataDir },
     peer: { ...peer, advertise: formatAddress(peer.advertise ?? advertised) },
     lease: {

@@ -85,7 +85,10 @@ export const configSchema = z.strictObject({
   fuse: z.strictObject({
     dir: text('Where the databases are mounted: applications open them here.', { default: '/litefs' }),
     allowOther: flag('Let other users than the one who mounts into the mount.', { default: 'false' }),
-    debug: flag('Log every file-system request (slow).', { default: 'false' }),
+    debug: flag('Log every file-system request (slow).', {
+      default: 'false',
+      noEffect: 'KiteFS does not log requests; see log.level',
+    }),
     driver: oneOf('kernel', 'fuse-native')(
       'kernel: FUSE in TypeScript, the fast one, needs mount(2) (root). fuse-native: libfuse 2, slower, needs only fusermount.',
       { default: 'kernel' },
@@ -94,15 +97,19 @@ export const configSchema = z.strictObject({
       'Files in the mount that are no SQLite database: refuse them, or keep them on this node only.',
       { default: 'refuse' },
     ),
-    uid: integer('Owner of the files in the mount.', { derived: 'the user who mounts' }),
-    gid: integer('Group of the files in the mount.', { derived: 'the group of the user who mounts' }),
-    mode: mode('Permission bits of new databases, before the umask of the application.', { default: '0666' }),
+    uid: integer('Owner of all files in the mount.', { derived: 'the user who creates the file' }),
+    gid: integer('Group of all files in the mount.', {
+      derived: 'the group of the user who creates the file',
+    }),
+    mode: mode('Permission bits of all new files in the mount.', {
+      derived: 'what the application asks for',
+    }),
   }),
   data: z.strictObject({
     dir: text('Where the databases and their log are kept; never opened by applications.', {
       default: '/var/lib/litefs',
     }),
-    compress: flag('Compress the log (LZ4).', { default: 'true' }),
+    compress: flag('Compress the log (LZ4).', { default: 'true', noEffect: 'the log is always compressed' }),
     retentionMs: duration('How long log files are kept for replicas that were away.', { default: '10m' }),
     retentionMonitorIntervalMs: duration('How often old log files are looked for.', { default: '1m' }),
   }),
@@ -115,8 +122,9 @@ export const configSchema = z.strictObject({
   skipSync: flag('Start the application without waiting until the databases are caught up.', {
     default: 'false',
   }),
-  strictVerify: flag('Check the checksum of the whole database after each transaction (slow, for tests).', {
+  strictVerify: flag('Check the checksum of the whole database after each transaction.', {
     default: 'false',
+    noEffect: 'each transaction is verified by its pages and the rolling checksum',
   }),
   http: z.strictObject({
     addr: address('Where metrics, status, import and export are served.', { default: '127.0.0.1:20202' }),
