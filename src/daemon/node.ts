@@ -123,9 +123,9 @@ export class Node implements NodeApi {
       otherFiles,
       allowOther,
       candidate: config.lease.candidate,
-      uid,
-      gid,
-      fileMode: mode,
+      ...(uid === undefined ? {} : { uid }),
+      ...(gid === undefined ? {} : { gid }),
+      ...(mode === undefined ? {} : { fileMode: mode }),
       special: (path) => this.#specialFile(path),
       onEvent: (event) => this.#onMountEvent(event),
     });
