@@ -1,0 +1,136 @@
+import fs from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+
+import type { CaptureGate } from '../capture/gate.js';
+import { buildWalHeader } from '../sqlite/wal.js';
+import { ControlBlock, MountState } from './control-block.js';
+import { FileSystem, type Handle } from './file-system.js';
+import { Errno, type MountServices } from './services.js';
+
+const CALLER = { pid: 1, uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0 };
+const SECOND_NS = 1_000_000_000n;
+
+let dataDir: string;
+let control: ControlBlock;
+let files: FileSystem;
+/** Called by capture before it answers. */
+let captured: () => void;
+
+beforeEach(() => {
+  dataDir = fs.mkdtempSync(path.join(tmpdir(), 'kitefs-files-'));
+  control = new ControlBlock();
+  control.state = MountState.primary;
+  control.deadlineNs = process.hrtime.bigint() + 3600n * SECOND_NS;
+  captured = () => undefined;
+  const gate: CaptureGate = {
+    slotOf: () => 0,
+    walCommitted: () => captured(),
+    beforeWalChange: (_slot, _change, answer) => (captured(), answer(0)),
+    beforeJournalCommit: (_slot, _commit, answer) => (captured(), answer(0)),
+    adopt: (_slot, answer) => answer(0),
+    beforeDrop: (_slot, answer) => answer(0),
+    beforeRename: (_slot, _name, answer) => answer(0),
+    sync: (_slot, answer) => answer(0),
+    restoresCommitted: (_slot, _offset, _bytes, answer) => answer(Errno.EIO),
+  };
+  const nothing = (): undefined => undefined;
+  const services: MountServices = {
+    dataDir,
+    control,
+    gate,
+    candidate: true,
+    otherFiles: 'refuse',
+    uid: undefined,
+    gid: undefined,
+    fileMode: undefined,
+    dirMode: undefined,
+    special: (_path, answer) => answer(undefined),
+    refused: nothing,
+    created: nothing,
+    dropped: nothing,
+    renamed: nothing,
+    wantTicks: nothing,
+    error: nothing,
+  };
+  files = new FileSystem(services);
+});
+afterEach(() => fs.rmSync(dataDir, { recursive: true }));
+
+function create(name: string): Handle {
+  let made: Handle | undefined;
+  files.create(files.root, name, fs.constants.O_RDWR, 0o644, CALLER, (_errno, handle) => (made = handle));
+  if (!made) throw new Error(`${name} was not created`);
+  return made;
+}
+
+function write(handle: Handle, data: Buffer, offset = 0): number {
+  let answered = -1;
+  files.write(handle, data, offset, CALLER, (errno) => (answered = errno));
+  return answered;
+}
+
+const fence = (): void => {
+  control.deadlineNs = 0n;
+};
+
+describe('the file system', () => {
+  it('syncs the folder of a database whose journal was made, and then not again (trap 26)', () => {
+    create('a.db');
+    create('a.db-journal');
+    const folder = path.join(dataDir, 'dbs', 'a.db');
+    expect(files.foldersToSync()).toContain(folder);
+    expect(files.foldersToSync()).not.toContain(folder);
+    files.unlink(files.root, 'a.db-journal', CALLER, () => undefined);
+    expect(files.foldersToSync()).toContain(folder);
+  });
+
+  it('never uses a node id again', () => {
+    create('a.db');
+    const ids = new Set<number>();
+    for (let i = 0; i < 5; i += 1) {
+      const handle = create('a.db-wal');
+      ids.add(handle.node.id);
+      files.release(handle);
+      files.unlink(files.root, 'a.db-wal', CALLER, () => undefined);
+    }
+    expect(ids.size).toBe(5);
+  });
+
+  it('asks for the lease again before it answers a commit (trap 10)', () => {
+    const database = create('a.db');
+    const journal = create('a.db-journal');
+    expect(write(journal, journalHeader())).toBe(0);
+    expect(write(database, Buffer.alloc(4096, 1))).toBe(0);
+    captured = fence;
+    let answered = -1;
+    files.unlink(files.root, 'a.db-journal', CALLER, (errno) => (answered = errno));
+    expect(answered).toBe(Errno.EIO);
+    expect(fs.existsSync(path.join(dataDir, 'dbs', 'a.db', 'database-journal'))).toBe(true);
+  });
+
+  it('asks for the lease again before it answers a write that restarts the WAL (trap 10)', () => {
+    create('a.db');
+    const wal = create('a.db-wal');
+    const { bytes } = buildWalHeader({
+      bigEndianChecksum: false,
+      pageSize: 4096,
+      checkpointSequence: 0,
+      salt1: 1,
+      salt2: 2,
+    });
+    expect(write(wal, bytes)).toBe(0);
+    captured = fence;
+    expect(write(wal, bytes)).toBe(Errno.EIO);
+  });
+});
+
+function journalHeader(): Buffer {
+  const header = Buffer.alloc(512);
+  Buffer.from('d9d505f920a163d7', 'hex').copy(header);
+  header.writeUInt32BE(512, 20);
+  header.writeUInt32BE(4096, 24);
+  return header;
+}
