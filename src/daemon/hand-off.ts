@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Applier } from '../applier/applier.js';
+import type { Capture } from '../capture/capture.js';
 import { toKiteError } from '../errors.js';
 import type { Lease } from '../lease/lease.js';
 import type { Member } from '../lease/types.js';
@@ -14,6 +15,7 @@ const CATCH_UP_LIMIT_MS = 5000;
 export interface HandOffParts {
   readonly lease: Lease;
   readonly applier: Applier;
+  readonly capture: Capture;
   readonly store: NodeStore;
   readonly server: ReplicationServer;
   readonly events: EventLog;
@@ -26,12 +28,14 @@ export interface HandOffParts {
  * changed, when there is no such candidate or writers keep their locks: the lease is then simply released.
  */
 export async function handOff(parts: HandOffParts): Promise<boolean> {
-  const { lease, applier, store, server, events } = parts;
+  const { lease, applier, capture, store, server, events } = parts;
   const ids = new Set(parts.candidates().flatMap((member) => (member.candidate ? [member.nodeId] : [])));
   if (!server.replicas().some((replica) => ids.has(replica.nodeId))) return false;
   try {
     const names = store.databases().filter((name) => store.lastFile(name)?.commitPages !== 0);
     await applier.lockForHandOff(names, LOCK_LIMIT_MS);
+    // Nobody commits any more; what was committed a moment ago is captured before anything is compared.
+    for (const name of names) await capture.position(name);
     const target = await caughtUp(parts, ids);
     if (target === undefined) return false;
     await lease.handOff(target);

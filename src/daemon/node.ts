@@ -233,6 +233,7 @@ export class Node implements NodeApi {
         await handOff({
           lease: this.#lease,
           applier: this.#applier,
+          capture: this.#capture,
           store: this.#store,
           server: this.#server,
           events: this.#events,

@@ -114,6 +114,9 @@ export class RoleSwitch {
       const { data, control, capture, store, mount } = this.#parts;
       if (this.#owner === 'capture') {
         await this.#unfollowPrimary();
+        // The mount is fenced; a write that it was passing on at that moment has been passed on when it answers this, so
+        // that capture misses no commit.
+        await mount.changed();
         await capture.demote();
         await store.reopenLogs();
         this.#owner = 'none';
