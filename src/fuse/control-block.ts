@@ -18,6 +18,7 @@ export type MountState = (typeof MountState)[keyof typeof MountState];
 const STATE = 0; // Int32 index
 const DEADLINE = 1; // BigInt64 index
 const EPOCH = 2; // BigInt64 index
+const WALL_DEADLINE = 3; // BigInt64 index, ms since 1970
 const BYTES = 64;
 
 export class ControlBlock {
@@ -45,7 +46,14 @@ export class ControlBlock {
     return Atomics.load(this.#int64, DEADLINE);
   }
 
+  /**
+   * The same moment is kept by the wall clock too: a guest that was suspended or restored from a snapshot finds its
+   * monotonic clock where it was, though the lease has long passed to another node (trap 10). A wall clock that
+   * is stepped forward costs at most the writes until the next renewal.
+   */
   set deadlineNs(at: bigint) {
+    const remainingMs = (at - process.hrtime.bigint()) / 1_000_000n;
+    Atomics.store(this.#int64, WALL_DEADLINE, BigInt(Date.now()) + remainingMs);
     Atomics.store(this.#int64, DEADLINE, at);
   }
 
@@ -59,6 +67,10 @@ export class ControlBlock {
 
   /** Whether an application's write may be made now, or answered now as made. */
   mayWrite(): boolean {
-    return this.state === MountState.primary && process.hrtime.bigint() < this.deadlineNs;
+    return (
+      this.state === MountState.primary &&
+      process.hrtime.bigint() < this.deadlineNs &&
+      Date.now() < Number(Atomics.load(this.#int64, WALL_DEADLINE))
+    );
   }
 }
