@@ -24,18 +24,20 @@ const at = (txid: bigint): AppliedDatabase => ({
 });
 
 /** A log of `log.length` transactions, an applier that does as `failing` says, and what came of it. */
-function queueOf(log: LogFile[], failing: (KiteError | undefined)[] = []) {
+function queueOf(log: LogFile[], failing: (KiteError | undefined)[] = [], isNowhere = false) {
   let opened = 0;
   let position = 0n;
   const seen = {
     applied: [] as bigint[],
     calls: [] as number[],
     diverged: 0,
+    rebuilt: 0,
     trouble: [] as (string | undefined)[],
   };
   const applier: Pick<Applier, 'open' | 'apply'> = {
     open: async () => {
       opened += 1;
+      if (isNowhere) throw new KiteError('ERR_APPLIER_DIVERGED', 'at no position of the log');
       return at(position);
     },
     apply: async (_name, files) => {
@@ -51,6 +53,7 @@ function queueOf(log: LogFile[], failing: (KiteError | undefined)[] = []) {
     name: 'app.db',
     filesAfter: ({ position: { txid } }) => log.filter((entry) => entry.minTxid > txid),
     onApplied: (database) => seen.applied.push(database.position.txid),
+    onRebuild: () => (seen.rebuilt += 1),
     onDiverged: () => (seen.diverged += 1),
     onTrouble: (error) => seen.trouble.push(error?.code),
   });
@@ -84,6 +87,18 @@ describe('the apply queue', () => {
     await queue.drained();
     expect(seen.trouble).toEqual(['ERR_APPLIER_IO', undefined]);
     expect(seen.applied.at(-1)).toBe(1n);
+  });
+
+  it('writes a database that is at no position of the log anew from the snapshot of the log', async () => {
+    const { queue, seen } = queueOf([file(1n), file(2n)], [], true);
+    await queue.drained();
+    expect(seen).toMatchObject({ applied: [2n], rebuilt: 1, diverged: 0 });
+  });
+
+  it('asks for a snapshot when the log does not begin with one', async () => {
+    const { queue, seen } = queueOf([file(2n)], [], true);
+    await queue.drained();
+    expect(seen).toMatchObject({ applied: [], rebuilt: 0, diverged: 1 });
   });
 
   it('stops at a divergence and asks for a snapshot', async () => {

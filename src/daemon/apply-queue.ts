@@ -1,12 +1,15 @@
 import { KiteError, toKiteError } from '../errors.js';
 import type { Applier } from '../applier/applier.js';
 import type { AppliedDatabase } from '../applier/messages.js';
+import { NO_POSITION } from '../ltx/position.js';
 import type { LogFile } from '../store/types.js';
 
 /** How many files go into one call: bounded, so that a long queue reports its progress. */
 const FILES_PER_CALL = 256;
 /** Pause before an apply that failed for a reason that may go away (disk full, a lock) is tried again. */
 const RETRY_MS = 500;
+/** Where nothing is: what a snapshot follows. */
+const NOTHING: AppliedDatabase = { position: { ...NO_POSITION, epoch: 0n }, pageCount: 0, pageSize: 0 };
 
 export interface ApplyQueueOptions {
   readonly applier: Applier;
@@ -15,6 +18,8 @@ export interface ApplyQueueOptions {
   readonly filesAfter: (at: AppliedDatabase) => readonly LogFile[] | undefined;
   /** Readers see this now. */
   readonly onApplied: (database: AppliedDatabase) => void;
+  /** The database is at no position of the log, and is written anew from the snapshot that the log begins with. */
+  readonly onRebuild: () => void;
   /** What this node has of the database is of no use any more: only a snapshot helps. */
   readonly onDiverged: (error: KiteError) => void;
   /** Trouble that is tried again; undefined when it has gone. */
@@ -77,7 +82,9 @@ export class ApplyQueue {
         const error = toKiteError(thrown);
         this.#database = undefined;
         if (error.code === 'ERR_APPLIER_DIVERGED' || error.code === 'ERR_LTX_DAMAGED') {
-          this.#options.onDiverged(error);
+          // What comes in its place may not help either: without a pause that would be a loop at full speed.
+          await this.#pause();
+          if (!this.#stopped) this.#options.onDiverged(error);
           return;
         }
         if (error.code !== 'ERR_APPLIER_RESTARTED') this.#options.onTrouble(error);
@@ -89,7 +96,7 @@ export class ApplyQueue {
 
   async #applyAll(): Promise<void> {
     const { applier, name } = this.#options;
-    if (!this.#database) this.#took(await applier.open(name));
+    if (!this.#database) this.#took(await this.#open());
     while (!this.#stopped && this.#database) {
       const files = this.#options.filesAfter(this.#database);
       if (!files) {
@@ -100,6 +107,19 @@ export class ApplyQueue {
       }
       if (files.length === 0) return;
       this.#took(await applier.apply(name, files.slice(0, FILES_PER_CALL)));
+    }
+  }
+
+  async #open(): Promise<AppliedDatabase> {
+    const { applier, name } = this.#options;
+    try {
+      return await applier.open(name);
+    } catch (thrown) {
+      // A snapshot follows anything: the one that was asked for, or the beginning of the log.
+      const files = this.#options.filesAfter(NOTHING);
+      if (toKiteError(thrown).code !== 'ERR_APPLIER_DIVERGED' || files?.[0]?.minTxid !== 1n) throw thrown;
+      this.#options.onRebuild();
+      return await applier.apply(name, files.slice(0, FILES_PER_CALL));
     }
   }
 

@@ -332,6 +332,16 @@ export class NodeStore implements ReplicationStore {
         }
         entry.error = error;
       },
+      onRebuild: () => {
+        this.#events.add(
+          'rebuild',
+          `${name} is at no position of its log: it is written anew from a snapshot`,
+          {
+            database: name,
+            level: 'warn',
+          },
+        );
+      },
       onDiverged: (error) => {
         entry.error = error;
         entry.needsSnapshot = true;
