@@ -98,6 +98,10 @@ export function emptyFirstPage(pageSize: number): Buffer {
 }
 
 /** Removes a database through the mount: the database itself last, so that it never stands without its WAL. */
-export function removeDatabase(path: string): void {
-  for (const suffix of ['-wal', '-shm', '-journal', '']) fs.rmSync(path + suffix, { force: true });
+export async function removeDatabase(mountDir: string, name: string, arm: Arm | undefined): Promise<void> {
+  const names = ['-wal', '-shm', '-journal', ''].map((suffix) => name + suffix);
+  const there = names.filter((each) => fs.existsSync(join(mountDir, each)));
+  if (there.length === 0) return;
+  await arm?.(there);
+  for (const each of there) fs.rmSync(join(mountDir, each), { force: true });
 }

@@ -130,7 +130,7 @@ export class ReplicaDatabase {
       });
     }
     await this.#release();
-    removeDatabase(mountPath(this.#context, this.#name));
+    await removeDatabase(this.#context.mountDir, this.#name, this.#context.arm);
     fs.rmSync(this.#paths.checksums, { force: true });
     markClosed(this.#paths.directory);
   }
@@ -163,6 +163,11 @@ export class ReplicaDatabase {
       this.#state = located && { ...located, pageSize: pages.pageSize };
       this.#vacuumsAtCommit = vacuumsAtCommit(pages.read(1));
     });
+    if (!this.#state && log.lastFile?.commitPages === 0) {
+      // Ended in the middle of a removal: it was emptied, which is no position of the log, and is still there.
+      await this.#remove();
+      this.#state = nothing(log.lastFile);
+    }
   }
 
   /** Undefined when SQLite cannot open it at all: a snapshot then takes its place. */
@@ -217,8 +222,7 @@ export class ReplicaDatabase {
   }
 
   async #create(pageSize: number): Promise<void> {
-    const path = mountPath(this.#context, this.#name);
-    removeDatabase(path);
+    await removeDatabase(this.#context.mountDir, this.#name, this.#context.arm);
     markServed(this.#paths.directory);
     await createDatabase(this.#context.mountDir, this.#name, pageSize, this.#context.arm);
     this.#connection = await WalConnection.open(this.#context, this.#name, this.#stop.signal);

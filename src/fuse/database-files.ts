@@ -222,11 +222,12 @@ export class DatabaseFiles {
     if (sizeBytes === current) return answer(0);
     // A rollback-mode commit that shrinks the database cuts the file after the journal's end, when page
     // 1 says the new size already (pager_end_transaction): nothing that is committed goes.
+    // With SQLITE_FCNTL_CHUNK_SIZE it leaves the file longer than that.
     const settled = !this.#journal.live && this.#wal.committedEnd === 0;
-    if (settled && this.live && sizeBytes === this.#header()?.bytes) return perform();
+    if (settled && this.live && sizeBytes >= (this.#header()?.bytes ?? Infinity)) return perform();
     if (!this.#mayChange(by)) {
       const committed = this.#journal.live ? this.#journal.oldSizeBytes : this.#walPagesBytes();
-      return sizeBytes === committed ? perform() : this.#refuse(answer, Errno.EACCES);
+      return committed >= 0 && sizeBytes >= committed ? perform() : this.#refuse(answer, Errno.EACCES);
     }
     if (this.#services.control.state === MountState.primary) {
       if (settled) {

@@ -551,7 +551,10 @@ export class FileSystem {
         this.#services.refused(full, 'replica', 'this node is a replica: create databases on the primary');
         throw new Refusal(Errno.EROFS);
       }
-      this.#claim(full);
+      const written = fs.fstatSync(node.fd).size > 0;
+      const files = this.#claim(full, true);
+      // Its end came first: what is there is a part of the copy, and no database that is replicated already.
+      if (written && files) files.live = false;
       return;
     }
     const known =
@@ -570,13 +573,14 @@ export class FileSystem {
 
   /**
    * The database of this name: one that exists, or a file of the tree that becomes one now, with what is
-   * beside it. Undefined when there is no such file, or when it is something else.
+   * beside it. Undefined when there is no such file, or when it is something else, unless it is known to be a
+   * database (its header is about to be written).
    */
-  #claim(name: string): DatabaseFiles | undefined {
+  #claim(name: string, isDatabase = false): DatabaseFiles | undefined {
     const known = this.#databases.get(name);
     if (known?.exists === true) return known;
     const source = this.#treePath(name);
-    if (!isPossibleDatabase(source)) return undefined;
+    if (!isDatabase && !isPossibleDatabase(source)) return undefined;
     const files = known ?? this.#newDatabase(name);
     for (const kind of ['database', 'wal', 'journal'] as const) {
       const from = source + SUFFIX[kind];

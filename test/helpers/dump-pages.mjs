@@ -5,6 +5,8 @@ import { createHash } from 'node:crypto';
 import Database from 'better-sqlite3';
 
 const database = new Database(process.argv[2], { readonly: true, timeout: 20_000 });
+// serialize() takes the page size before it reads anything: in a WAL it may be another than the file's.
+database.pragma('schema_version');
 const bytes = database.serialize();
 database.close();
 const lines = [];
