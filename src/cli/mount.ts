@@ -66,8 +66,10 @@ function stopOnSignals(supervisor: Supervisor, logger: Logger, hasStarted: () =>
       if (!hasStarted()) setTimeout(() => hasStarted() || process.exit(1), GRACE_MS).unref();
     });
   }
-  // Applications reload their configuration at it; it must not end the node.
-  process.on('SIGHUP', () => supervisor.signal('SIGHUP'));
+  // Applications reload their configuration or reopen their logs at these; they must not end the node.
+  for (const signal of ['SIGHUP', 'SIGUSR1', 'SIGUSR2'] as const) {
+    process.on(signal, () => supervisor.signal(signal));
+  }
   // Forked with a channel (the demo): ends with the one who forked it.
   process.once('disconnect', () => stop.abort('SIGTERM'));
   process.channel?.unref();
