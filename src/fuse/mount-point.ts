@@ -4,6 +4,7 @@ import path from 'node:path';
 import { promisify } from 'node:util';
 
 import { KiteError } from '../errors.js';
+import { warningsOfUsers } from './mount-users.js';
 
 const run = promisify(execFile);
 /** How long a mount may take to answer before it counts as hung. */
@@ -14,15 +15,17 @@ export const MOUNT_SOURCE = 'kitefs';
 
 /**
  * Checks that something can be mounted here, and clears what a killed daemon left (DESIGN §1.4). Errors:
- * ERR_MOUNT_DIRECTORY, ERR_MOUNT_BUSY. A path inside a mount is only touched by a child process.
+ * ERR_MOUNT_DIRECTORY, ERR_MOUNT_BUSY. A path inside a mount is only touched by a child process. `warn` is told of
+ * processes that still use the dead mount.
  */
-export async function prepareMountPoint(mountDir: string): Promise<void> {
+export async function prepareMountPoint(mountDir: string, warn: (message: string) => void): Promise<void> {
   for (let left = mountAt(mountDir); left; left = mountAt(mountDir)) {
     if (left.source !== MOUNT_SOURCE || (await isAlive(mountDir))) {
       // Unless somebody has taken it away meanwhile: then what answered was the folder below it.
       if (mountAt(mountDir)?.minor !== left.minor) continue;
       throw new KiteError('ERR_MOUNT_BUSY', `${mountDir} is a mount already (${left.source})`);
     }
+    for (const message of warningsOfUsers(left.id)) warn(message);
     await unmount(mountDir);
   }
   let entries: string[];
@@ -72,7 +75,9 @@ export function abortConnection(minor: number | undefined): void {
 }
 
 /** The newest mount at exactly this place. Reads /proc only, so it never hangs. */
-export function mountAt(mountDir: string): { readonly source: string; readonly minor: number } | undefined {
+export function mountAt(
+  mountDir: string,
+): { readonly id: string; readonly source: string; readonly minor: number } | undefined {
   const wanted = realPath(mountDir);
   const lines = fs.readFileSync('/proc/self/mountinfo', 'utf8').split('\n');
   for (const line of lines.toReversed()) {
@@ -80,7 +85,8 @@ export function mountAt(mountDir: string): { readonly source: string; readonly m
     const [left, right] = line.split(' - ');
     const fields = left?.split(' ') ?? [];
     if (unescape(fields[4] ?? '') !== wanted) continue;
-    return { source: right?.split(' ')[1] ?? '', minor: Number(fields[2]?.split(':')[1]) };
+    const minor = Number(fields[2]?.split(':')[1]);
+    return { id: fields[0] ?? '', source: right?.split(' ')[1] ?? '', minor };
   }
   return undefined;
 }

@@ -4,7 +4,8 @@ import type { GateEndpoint } from '../capture/gate-client.js';
 import { KiteError } from '../errors.js';
 import { startKernel } from './kernel-server.js';
 import type { FromMountThread, ServingOptions, ToMountThread } from './mail.js';
-import { prepareMountPoint } from './mount-point.js';
+import { mountAt, prepareMountPoint } from './mount-point.js';
+import { warningsOfUsers } from './mount-users.js';
 import { startNative } from './native-mount.js';
 import type { RefusalReason } from './services.js';
 import { Waker } from './waker.js';
@@ -81,7 +82,7 @@ export class Mount {
 
   /** Mounts, and resolves when the mount answers. Errors: ERR_MOUNT_*. */
   static async start(options: MountOptions): Promise<Mount> {
-    await prepareMountPoint(options.mountDir);
+    await prepareMountPoint(options.mountDir, (message) => options.onEvent({ type: 'error', message }));
     const { port1, port2 } = new MessageChannel();
     const mount = new Mount(options, port1);
     const ready = new Promise<void>((resolve) => (mount.#ready = resolve));
@@ -131,6 +132,10 @@ export class Mount {
 
   async #stop(): Promise<void> {
     clearTimeout(this.#ticking);
+    const mounted = this.#server && mountAt(this.#options.mountDir);
+    for (const message of mounted ? warningsOfUsers(mounted.id) : []) {
+      this.#options.onEvent({ type: 'error', message });
+    }
     await this.#server?.stop(() => this.#post({ op: 'stop' }));
     this.#port.close();
     for (const resolve of this.#waiting.values()) resolve();

@@ -115,9 +115,20 @@ it('logs commits that it had not captured before SQLite touches the WAL, each wi
   expect(await replica.sql(name, 'SELECT group_concat(n) FROM t')).toBe('1,2,3,4');
 });
 
-it('clears a dead mount though the kernel still answers for its folder (trap 5)', async () => {
+it('clears a dead mount though the kernel still answers for its folder, and names who still uses it (trap 5)', async () => {
+  const frozen = await Connection.open(primary.path('late.db'));
+  expect(await frozen.run('SELECT count(*) FROM t')).toBe('4');
   await run('stat', [primary.mountDir]);
   await primary.kill();
   await primary.start();
-  await cluster.assertSame('a.db');
+  await primary.sql('late.db', 'INSERT INTO t VALUES (5)');
+  expect(await frozen.run('SELECT count(*) FROM t')).toBe('4'); // old data, no error
+  expect(primary.log()).toContain(`process ${frozen.pid} (`);
+  await frozen.kill();
+  const other = await Connection.open(primary.path('late.db'));
+  await primary.stop();
+  expect(primary.log()).toContain(`process ${other.pid} (`);
+  await other.kill();
+  await primary.start();
+  await cluster.assertSame('late.db');
 });
