@@ -12,7 +12,6 @@ import {
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { stringify } from 'yaml';
 import type { NodeStatus } from '../../src/observability/node-status.js';
 
@@ -24,10 +23,16 @@ import type { NodeStatus } from '../../src/observability/node-status.js';
 
 const CLI = process.env['TEST_KITEFS_CLI'] ?? join(process.cwd(), 'dist/cli/main.js');
 
-const DUMP_PAGES = fileURLToPath(new URL('dump-pages.mjs', import.meta.url));
+const DUMP_PAGES = join(process.cwd(), 'test/helpers/dump-pages.mjs');
 
 /** How long anything may take that is waited for: generous, because a wait ends as soon as it can. */
 const LIMIT_MS = 60_000;
+
+/** Daemons that run: ended with this process, however it ends, so that a failed benchmark leaves no mount. */
+const children = new Set<ChildProcess>();
+process.on('exit', () => {
+  for (const child of children) child.kill('SIGTERM');
+});
 
 export interface NodeOptions {
   driver?: 'kernel' | 'fuse-native';
@@ -218,6 +223,8 @@ export class TestNode {
     const child = spawn(process.execPath, args, { env: this.#env, stdio: ['ignore', 'pipe', 'pipe'] });
     child.stdout.on('data', (text: Buffer) => appendFileSync(this.logPath, text));
     child.stderr.on('data', (text: Buffer) => appendFileSync(this.logPath, text));
+    children.add(child);
+    child.once('exit', () => children.delete(child));
     this.#process = child;
     return child;
   }
