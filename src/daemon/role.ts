@@ -34,6 +34,8 @@ export class RoleSwitch {
   #client: ReplicationClient | undefined;
   #followed: LeaseHolder | undefined;
   #turn: Promise<void> = Promise.resolve();
+  /** This node was primary, and since `recover` no application could write. */
+  #recovered = false;
 
   constructor(parts: RoleParts) {
     this.#parts = parts;
@@ -59,6 +61,7 @@ export class RoleSwitch {
    */
   async recover(): Promise<void> {
     const { data, capture, applier, store, events } = this.#parts;
+    this.#recovered = data.node.wasPrimary;
     if (data.node.wasPrimary) {
       for (const name of data.names()) {
         try {
@@ -99,6 +102,7 @@ export class RoleSwitch {
       // Kept before the first write: after a crash this node must know that its WALs may hold more than its logs.
       data.updateNode({ epoch, wasPrimary: true });
       this.#owner = 'capture';
+      this.#recovered = false;
       for (const database of await capture.promote(epoch)) {
         if (!database.error) continue;
         const error = new KiteError(database.error.code, database.error.message);
@@ -124,10 +128,10 @@ export class RoleSwitch {
       // From here on the mount takes only the applier's writes.
       control.state = MountState.replica;
       await mount.changed();
-      // With nobody to follow, the databases of a former primary stay as they are: if it wins again, capture compares
-      // them with the log. SQLite's recovery may have committed what the log lacks (a transaction over several
+      // With nobody to follow, what a former primary has recovered stays as it is: if it wins again, capture compares
+      // it with the log. SQLite's recovery may have committed what the log lacks (a transaction over several
       // databases), or left other bytes in free pages, which is no position that the applier could go on from.
-      if (!holder && this.#owner === 'none' && data.node.wasPrimary) return;
+      if (!holder && this.#recovered) return;
       if (this.#owner === 'none') this.#follow();
       data.updateNode({ wasPrimary: false });
       await this.#followPrimary(holder);
@@ -154,6 +158,7 @@ export class RoleSwitch {
   }
 
   #follow(): void {
+    this.#recovered = false;
     this.#parts.store.follow(this.#parts.applier);
     this.#owner = 'applier';
   }
