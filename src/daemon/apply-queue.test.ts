@@ -101,6 +101,16 @@ describe('the apply queue', () => {
     expect(seen).toMatchObject({ applied: [], rebuilt: 0, diverged: 1 });
   });
 
+  it('asks for a snapshot when the log cannot be read twice in a row', async () => {
+    const damaged = new KiteError('ERR_STORE_LOG_DAMAGED', 'cut off');
+    const once = queueOf([file(1n)], [damaged]);
+    await once.queue.drained();
+    expect(once.seen).toMatchObject({ applied: [0n, 0n, 1n], diverged: 0 });
+    const twice = queueOf([file(1n)], [damaged, damaged]);
+    await twice.queue.drained();
+    expect(twice.seen).toMatchObject({ diverged: 1 });
+  });
+
   it('stops at a divergence and asks for a snapshot', async () => {
     const { queue, seen } = queueOf([file(1n)], [new KiteError('ERR_APPLIER_DIVERGED', 'other bytes')]);
     await queue.drained();

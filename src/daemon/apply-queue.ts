@@ -37,6 +37,7 @@ export class ApplyQueue {
   #again = false;
   #stopped = false;
   #wake: (() => void) | undefined;
+  #logWasDamaged = false;
 
   constructor(options: ApplyQueueOptions) {
     this.#options = options;
@@ -77,11 +78,15 @@ export class ApplyQueue {
       this.#again = false;
       try {
         await this.#applyAll();
+        this.#logWasDamaged = false;
         this.#options.onTrouble(undefined);
       } catch (thrown) {
         const error = toKiteError(thrown);
         this.#database = undefined;
-        if (error.code === 'ERR_APPLIER_DIVERGED' || error.code === 'ERR_LTX_DAMAGED') {
+        // A file of the log that cannot be read may only have been replaced by a snapshot a moment ago: once more.
+        const isLogDamaged = error.code === 'ERR_STORE_LOG_DAMAGED' && this.#logWasDamaged;
+        this.#logWasDamaged = error.code === 'ERR_STORE_LOG_DAMAGED';
+        if (isLogDamaged || error.code === 'ERR_APPLIER_DIVERGED' || error.code === 'ERR_LTX_DAMAGED') {
           // What comes in its place may not help either: without a pause that would be a loop at full speed.
           await this.#pause();
           if (!this.#stopped) this.#options.onDiverged(error);
