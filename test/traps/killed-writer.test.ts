@@ -22,9 +22,13 @@ afterAll(async () => {
   await cluster.stop();
 });
 
-const COUNT = 'SELECT count(*) FROM t';
+const COUNT = 'SELECT count(*) FROM u';
 
-const DEAD = { row: 'INSERT INTO t VALUES (-1)', shrinking: 'VACUUM' } as const;
+/** In other pages than what is written later, which would mend a difference by chance. */
+const DEAD = {
+  row: 'INSERT INTO u VALUES (-1)',
+  shrinking: 'VACUUM',
+} as const;
 
 /** A database in WAL mode with rows in the WAL, and a connection that keeps the wal-index there. */
 async function start(name: string): Promise<Connection> {
@@ -32,11 +36,12 @@ async function start(name: string): Promise<Connection> {
     name,
     'PRAGMA journal_mode=wal',
     'CREATE TABLE t(x)',
+    'CREATE TABLE u(x)',
     'INSERT INTO t VALUES (zeroblob(40000))',
     'INSERT INTO t VALUES (zeroblob(40000))',
   );
   application = await Connection.open(primary.path(name), 'PRAGMA wal_autocheckpoint=0');
-  await application.run('DELETE FROM t WHERE rowid=1');
+  await application.run('DELETE FROM t WHERE rowid = 1');
   await application.run('INSERT INTO t VALUES (1)');
   await cluster.caughtUp(name);
   return application;
@@ -60,11 +65,11 @@ describe.each(Object.entries(DEAD))('the dead commit (%s)', (kind, sql) => {
     const name = `${kind}-truncate.db`;
     const open = await start(name);
     await deadCommit(name, sql);
-    if (kind === 'row') expect(await replica.sql(name, COUNT)).toBe('3');
-    expect(await open.run(COUNT)).toBe('2');
+    if (kind === 'row') expect(await replica.sql(name, COUNT)).toBe('1');
+    expect(await open.run(COUNT)).toBe('0');
     expect(await open.run('PRAGMA wal_checkpoint(TRUNCATE)')).toMatch(/^0\|/);
     await cluster.assertSame(name);
-    expect(await replica.sql(name, COUNT)).toBe('2');
+    expect(await replica.sql(name, COUNT)).toBe('0');
     await open.run('INSERT INTO t VALUES (2)');
     await cluster.assertSame(name);
     await open.close();
@@ -75,10 +80,10 @@ describe.each(Object.entries(DEAD))('the dead commit (%s)', (kind, sql) => {
     const open = await start(name);
     await open.run('PRAGMA wal_checkpoint(PASSIVE)');
     await deadCommit(name, sql);
-    expect(await open.run(COUNT)).toBe('2');
+    expect(await open.run(COUNT)).toBe('0');
     await open.run('INSERT INTO t VALUES (2)');
     await cluster.assertSame(name);
-    expect(await replica.sql(name, COUNT)).toBe('3');
+    expect(await replica.sql(name, COUNT)).toBe('0');
     await open.close();
   });
 
@@ -88,7 +93,7 @@ describe.each(Object.entries(DEAD))('the dead commit (%s)', (kind, sql) => {
     await deadCommit(name, sql);
     await open.run('INSERT INTO t VALUES (2)');
     await cluster.assertSame(name);
-    expect(await replica.sql(name, COUNT)).toBe('3');
+    expect(await replica.sql(name, COUNT)).toBe('0');
     await open.close();
   });
 
@@ -96,10 +101,10 @@ describe.each(Object.entries(DEAD))('the dead commit (%s)', (kind, sql) => {
     const name = `${kind}-close.db`;
     const open = await start(name);
     await deadCommit(name, sql);
-    expect(await open.run(COUNT)).toBe('2');
+    expect(await open.run(COUNT)).toBe('0');
     await open.close();
     await cluster.assertSame(name);
-    expect(await replica.sql(name, COUNT)).toBe('2');
+    expect(await replica.sql(name, COUNT)).toBe('0');
   });
 });
 
@@ -108,5 +113,5 @@ it('stays on both sides when every connection dies and SQLite recovers it', asyn
   await deadCommit('recovered.db', DEAD.row);
   await open.kill();
   await cluster.assertSame('recovered.db');
-  expect(await replica.sql('recovered.db', COUNT)).toBe('3');
+  expect(await replica.sql('recovered.db', COUNT)).toBe('1');
 });
