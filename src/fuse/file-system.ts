@@ -393,7 +393,7 @@ export class FileSystem {
       return;
     }
     const writes = (flags & O_ACCMODE) !== O_RDONLY;
-    if (writes && !applier && node.database && node.kind !== 'shm' && !this.#services.candidate) {
+    if (writes && !applier && node.database && node.kind !== 'shm' && this.#isReadOnlyFor(caller)) {
       this.#services.refused(full, 'replica', 'this node can never be primary: open the database read-only');
       return reply(Errno.EACCES);
     }
@@ -438,13 +438,16 @@ export class FileSystem {
 
   #make(parent: FsNode, name: string, full: string, mode: number, caller: Caller, applier: boolean): FsNode {
     const { kind, name: databaseName } = classifyPath(full);
-    const { control, candidate, otherFiles } = this.#services;
+    const { control, otherFiles } = this.#services;
     const readOnly = control.state === MountState.replica && !applier;
     if (isSpecialPath(full) || kind === 'position') throw new Refusal(Errno.EACCES);
     if (kind === 'invalid') throw new Refusal(Errno.ENAMETOOLONG);
     const beside =
       kind === 'wal' || kind === 'journal' || kind === 'shm' ? this.#claim(databaseName) : undefined;
-    if (readOnly && (kind === 'journal' || kind === 'super-journal' || (kind === 'wal' && !candidate))) {
+    if (
+      readOnly &&
+      (kind === 'journal' || kind === 'super-journal' || (kind === 'wal' && this.#isReadOnlyFor(caller)))
+    ) {
       // EACCES is what makes SQLite say "attempt to write a readonly database".
       this.#services.refused(databaseName, 'replica', 'this node is a replica: write on the primary');
       throw new Refusal(Errno.EACCES);
@@ -485,6 +488,14 @@ export class FileSystem {
   #setOwner(target: string, caller: Caller): void {
     const { uid, gid } = this.#owner(caller);
     if (uid !== process.getuid?.() || gid !== process.getgid?.()) fs.chownSync(target, uid, gid);
+  }
+
+  /**
+   * On a node that can never be primary nobody but the applier opens anything for writing. Where the driver knows
+   * no process, the applier's SQLite connections look like any other: there writes are refused one by one.
+   */
+  #isReadOnlyFor(caller: Caller): boolean {
+    return !this.#services.candidate && caller.pid !== 0;
   }
 
   #takeArmed(full: string, flags: number): boolean {
