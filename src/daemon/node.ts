@@ -102,6 +102,9 @@ export class Node implements NodeApi {
     });
     this.#undo.push(() => this.#capture.stop());
     this.#capture.on('died', (error) => this.#fatal(error));
+    this.#capture.on('failed', ({ name }) => {
+      this.#roles?.stopWrites(name).catch((error: unknown) => this.#trouble(error));
+    });
     this.#store = new NodeStore({
       data: this.#data,
       capture: this.#capture,

@@ -31,6 +31,8 @@ export class RoleSwitch {
   readonly #parts: RoleParts;
   /** capture: it has the databases; applier: it follows; none: at start, or between the two. */
   #owner: 'none' | 'capture' | 'applier' = 'none';
+  /** Databases that capture cannot follow: they are read only until the role changes. */
+  readonly #stopped = new Set<string>();
   #client: ReplicationClient | undefined;
   #followed: LeaseHolder | undefined;
   #turn: Promise<void> = Promise.resolve();
@@ -103,12 +105,15 @@ export class RoleSwitch {
       data.updateNode({ epoch, wasPrimary: true });
       this.#owner = 'capture';
       this.#recovered = false;
+      this.#stopped.clear();
       for (const database of await capture.promote(epoch)) {
         if (!database.error) continue;
         const error = new KiteError(database.error.code, database.error.message);
         events.add('database-failed', error.describe(), { database: database.name, level: 'error' });
         store.setError(database.name, error);
+        this.#stopped.add(database.name);
       }
+      await this.#parts.mount.stopWrites([...this.#stopped]);
     });
   }
 
@@ -128,6 +133,8 @@ export class RoleSwitch {
       // From here on the mount takes only the applier's writes.
       control.state = MountState.replica;
       await mount.changed();
+      this.#stopped.clear();
+      await mount.stopWrites([]);
       // With nobody to follow, what a former primary has recovered stays as it is: if it wins again, capture compares
       // it with the log. SQLite's recovery may have committed what the log lacks (a transaction over several
       // databases), or left other bytes in free pages, which is no position that the applier could go on from.
@@ -136,6 +143,12 @@ export class RoleSwitch {
       data.updateNode({ wasPrimary: false });
       await this.#followPrimary(holder);
     });
+  }
+
+  /** Capture has given a database up: nothing may be committed in it that would be in no log. */
+  stopWrites(name: string): Promise<void> {
+    this.#stopped.add(name);
+    return this.#parts.mount.stopWrites([...this.#stopped]);
   }
 
   /** A database needs a snapshot: the primary learns it from a new hello. */

@@ -416,15 +416,20 @@ export class DatabaseFiles {
 
   /** The applier outside of the primary's role, an application in it while the lease lasts. */
   #mayChange(by: Writer): boolean {
-    const { control } = this.#services;
-    return control.state === MountState.primary ? control.mayWrite() : by.privileged;
+    const { control, stopped } = this.#services;
+    if (control.state !== MountState.primary) return by.privileged;
+    return control.mayWrite() && !stopped.has(this.name);
   }
 
   #refuse(answer: Answer, errno: number): void {
-    const fenced = this.#services.control.state === MountState.primary;
-    if (fenced)
-      this.#services.refused(this.name, 'fenced', 'this node may not write any more: its lease ended');
-    else this.#services.refused(this.name, 'replica', 'this node is a replica: write on the primary');
+    const services = this.#services;
+    if (services.control.state !== MountState.primary) {
+      services.refused(this.name, 'replica', 'this node is a replica: write on the primary');
+    } else if (services.stopped.has(this.name)) {
+      services.refused(this.name, 'stopped', 'this database is out of service: see the status of the node');
+    } else {
+      services.refused(this.name, 'fenced', 'this node may not write any more: its lease ended');
+    }
     answer(errno);
   }
 

@@ -42,6 +42,7 @@ beforeEach(() => {
     control,
     gate,
     candidate: true,
+    stopped: new Set<string>(),
     otherFiles: 'refuse',
     uid: undefined,
     gid: undefined,

@@ -124,6 +124,11 @@ export class Mount {
     return this.#ask((id) => ({ op: 'changed', id }));
   }
 
+  /** Databases whose writes are refused from now on, whatever the role (they replace those of the last call). */
+  stopWrites(names: readonly string[]): Promise<void> {
+    return this.#ask((id) => ({ op: 'stopWrites', id, names }));
+  }
+
   /** Unmounts, lazily; whoever still has files open gets errors, nothing hangs. Never throws. */
   stop(): Promise<void> {
     this.#stopping ??= this.#stop();

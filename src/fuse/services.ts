@@ -2,7 +2,14 @@ import type { CaptureGate } from '../capture/gate.js';
 import type { ControlBlock } from './control-block.js';
 
 /** Why an application was refused something. */
-export type RefusalReason = 'replica' | 'fenced' | 'no-journal' | 'other-file' | 'truncate-live' | 'link';
+export type RefusalReason =
+  | 'replica'
+  | 'fenced'
+  | 'stopped'
+  | 'no-journal'
+  | 'other-file'
+  | 'truncate-live'
+  | 'link';
 
 /** What the parts of the mount share. */
 export interface MountServices {
@@ -11,6 +18,8 @@ export interface MountServices {
   readonly gate: CaptureGate;
   readonly otherFiles: 'refuse' | 'local';
   readonly candidate: boolean;
+  /** Databases that capture cannot follow: what was written to them would be in no log, so nothing is. */
+  readonly stopped: Set<string>;
   readonly uid: number | undefined;
   readonly gid: number | undefined;
   readonly fileMode: number | undefined;

@@ -19,8 +19,9 @@ export class Serving {
   readonly #gate: GateClient | undefined;
   readonly #specials = new Map<number, (content: Buffer | undefined) => void>();
   readonly #refusals = new Map<string, { saidMs: number; count: number }>();
+  readonly #stopped = new Set<string>();
   #nextId = 1;
-  #stopped = false;
+  #ended = false;
 
   /** `events`: this thread has an event loop, so that mail comes by itself. */
   constructor(options: ServingOptions, port: MessagePort, events: boolean) {
@@ -30,6 +31,7 @@ export class Serving {
     this.fileSystem = new FileSystem({
       ...options,
       control: new ControlBlock(options.control),
+      stopped: this.#stopped,
       gate: this.#gate ?? OPEN_GATE,
       refused: (name, reason, message) => this.#refused(name, reason, message),
       created: (name) => this.#event({ type: 'created', name }),
@@ -64,7 +66,7 @@ export class Serving {
       this.#take(got.message as ToMountThread);
     }
     this.#gate?.drain();
-    return !this.#stopped;
+    return !this.#ended;
   }
 
   close(): void {
@@ -80,6 +82,10 @@ export class Serving {
     } else if (mail.op === 'changed') {
       this.fileSystem.roleChanged();
       this.#post({ op: 'done', id: mail.id });
+    } else if (mail.op === 'stopWrites') {
+      this.#stopped.clear();
+      for (const name of mail.names) this.#stopped.add(name);
+      this.#post({ op: 'done', id: mail.id });
     } else if (mail.op === 'special') {
       const answer = this.#specials.get(mail.id);
       this.#specials.delete(mail.id);
@@ -87,7 +93,7 @@ export class Serving {
     } else if (mail.op === 'tick') {
       if (this.fileSystem.tick()) this.#post({ op: 'ticks' });
     } else {
-      this.#stopped = true;
+      this.#ended = true;
     }
   }
 
