@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { TestCluster, type TestNode, run, sqlite, waitFor } from '../helpers/cluster.js';
 import { Connection } from './scene.js';
 
-/** What a primary must notice of what applications do to its files; traps 8, 9, 18, 20, 24 and 26. */
+/** What a primary must notice of what applications do to its files; traps 9, 18, 20, 24 and 26. */
 let cluster: TestCluster;
 let primary: TestNode;
 let replica: TestNode;
@@ -87,34 +87,6 @@ describe('a WAL (trap 20)', () => {
   );
 });
 
-describe('a first copy (trap 8)', () => {
-  it('holds no page of a transaction that runs and is rolled back later', async () => {
-    const name = 'running.db';
-    await primary.sql(name, 'PRAGMA journal_mode=delete', 'CREATE TABLE t(x)', 'INSERT INTO t VALUES (1)');
-    const open = await Connection.open(primary.path(name), 'PRAGMA cache_size=5', 'PRAGMA cache_spill=5');
-    await open.run('BEGIN');
-    await open.run(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300)
-      INSERT INTO t SELECT randomblob(1000) FROM n`);
-    await open.run('UPDATE t SET x = 2 WHERE rowid = 1');
-    const late = await cluster.prepare({ candidate: false });
-    late.spawn();
-    // It has another database, and the copy of this one does not come to its end.
-    await waitFor('the new replica to follow', async () => {
-      const other = await late.database('grown.db').catch(() => undefined);
-      return other !== undefined && other.appliedPosition === (await primary.database('grown.db'))?.position;
-    });
-    await waitFor('the copy', () =>
-      readdirSync(join(primary.dataDir, 'tmp')).some((file) => file.startsWith('copy-')),
-    );
-    await open.run('ROLLBACK');
-    await late.ready();
-    await cluster.assertSame(name);
-    expect(await late.sql(name, 'SELECT x FROM t')).toBe('1');
-    await open.close();
-    await late.stop();
-  });
-});
-
 it('switches journal modes and locks exclusively beside a replica (trap 18)', async () => {
   const name = 'switches.db';
   const open = await Connection.open(primary.path(name), 'PRAGMA journal_mode=wal', 'CREATE TABLE t(x)');
@@ -182,8 +154,10 @@ describe('a file that becomes a database (trap 24)', () => {
     const open = await Connection.open(
       primary.path('memory.db'),
       'PRAGMA journal_mode=memory',
+      'BEGIN', // what is at rest for a second is adopted, and not written without a journal any more
       'CREATE TABLE t(x)',
       rows,
+      'COMMIT',
     );
     await waitFor('its adoption', async () => (await txid('memory.db')) > 0);
     await cluster.assertSame('memory.db');

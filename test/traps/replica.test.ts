@@ -119,7 +119,7 @@ it('checkpoints beside readers of short transactions (trap 16)', async () => {
     await waitFor(
       () => `a checkpoint: -wal has ${statSync(wal).size} bytes`,
       async () => {
-        await primary.sql(name, 'UPDATE t SET x = randomblob(100) WHERE rowid = 1');
+        await primary.sql(name, 'UPDATE t SET x = randomblob(4000) WHERE rowid <= 20');
         return statSync(wal).size < 1 << 20;
       },
     );
