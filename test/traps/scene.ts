@@ -2,7 +2,7 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { createInterface, type Interface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 
@@ -69,16 +69,10 @@ export interface StopPoint {
   readonly file: string;
 }
 
-let library: string | undefined;
-
-/** Builds stop-at.c once; removed with this process. */
-async function stopLibrary(): Promise<string> {
-  if (library !== undefined) return library;
-  const dir = mkdtempSync(join(tmpdir(), 'kitefs-traps-'));
-  process.once('exit', () => rmSync(dir, { recursive: true, force: true }));
-  const built = join(dir, 'stop-at.so');
+/** Builds stop-at.c in a folder of its own; returns the library. */
+async function buildLibrary(): Promise<string> {
+  const built = join(mkdtempSync(join(tmpdir(), 'kitefs-traps-')), 'stop-at.so');
   await run('cc', ['-shared', '-fPIC', '-Wall', '-o', built, here('stop-at.c'), '-ldl']);
-  library = built;
   return built;
 }
 
@@ -97,15 +91,18 @@ export class StoppedWriter {
   }
 
   static async #start(path: string, sql: string[], point: StopPoint, signal: string): Promise<StoppedWriter> {
+    const library = await buildLibrary();
     const env = {
       ...process.env,
-      LD_PRELOAD: await stopLibrary(),
+      LD_PRELOAD: library,
       STOP_AT: point.at,
       STOP_FILE: point.file,
       STOP_SIGNAL: signal,
     };
     const args = ['-bail', '-cmd', '.timeout 20000', path, sql.join(';\n')];
-    return new StoppedWriter(spawn('sqlite3', args, { env, stdio: ['ignore', 'pipe', 'pipe'] }));
+    const child = spawn('sqlite3', args, { env, stdio: ['ignore', 'pipe', 'pipe'] });
+    child.once('close', () => rmSync(dirname(library), { recursive: true, force: true }));
+    return new StoppedWriter(child);
   }
 
   /** Runs SQL until the point, where the process is killed; resolves when it is gone. */
