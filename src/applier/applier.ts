@@ -156,11 +156,12 @@ export class Applier {
   /** Closes all databases and ends the process; kills it when that takes longer than 10 s. */
   async stop(): Promise<void> {
     if (this.#stopping) return;
-    const closed = this.closeAll().catch(() => {});
+    // Before `#stopping`, which refuses calls: this one keeps the page checksums, without which the next start reads
+    // every page.
+    const limit = new Promise((resolve) => setTimeout(resolve, STOP_LIMIT_MS).unref());
+    await Promise.race([this.closeAll().catch(() => {}), limit]);
     this.#stopping = true;
     clearInterval(this.#watch);
-    const limit = new Promise((resolve) => setTimeout(resolve, STOP_LIMIT_MS).unref());
-    await Promise.race([closed, limit]);
     const child = this.#child;
     if (!child || child.exitCode !== null || child.signalCode !== null) return;
     const exited = once(child, 'exit');

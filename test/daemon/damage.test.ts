@@ -144,6 +144,10 @@ describe('damage on a primary that was killed', () => {
       });
       expect(readFileSync(paths(primary, name).database).equals(damaged[i] as Buffer)).toBe(true);
     }
+    // What would be in no log must not be acknowledged either.
+    await expect(primary.sql('page.db', 'INSERT INTO t (body) VALUES (1)')).rejects.toThrow(
+      /disk I\/O|readonly/,
+    );
     for (const name of ['good.db', 'log-gap.db', 'log-foreign.db']) {
       await primary.sql(name, 'INSERT INTO t (body) VALUES (1)');
       expect(await primary.sql(name, 'PRAGMA integrity_check')).toBe('ok');

@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { TestCluster, run, sqlite } from '../helpers/cluster.js';
 
@@ -76,7 +77,10 @@ describe.each(DRIVERS)('with the %s driver', (driver) => {
     for (const node of cluster.nodes) {
       for (const { mode, pageSize } of cases) {
         const name = `${mode}-${pageSize}.db`;
-        const source = join(node.dataDir, 'dbs', encodeURIComponent(name), 'database');
+        const folder = join(node.dataDir, 'dbs', encodeURIComponent(name));
+        const source = join(folder, 'database');
+        // Without them the next start would read every page.
+        expect(existsSync(join(folder, 'checksums')), `${node.id} ${name}`).toBe(true);
         expect(await sqlite(source, 'PRAGMA integrity_check', 'SELECT count(*) FROM t')).toBe(
           `ok\n${WRITERS * ROWS_EACH}`,
         );
