@@ -57,12 +57,12 @@ describe('the kitefs command', () => {
 
   it('takes long flags with one dash or two, and a switch without a value', async () => {
     for (const words of [
-      ['-lease.ttl=9s', '-fuse.debug'],
-      ['--lease.ttl', '9s', '--fuse.debug=true'],
+      ['-lease.ttl=9s', '-fuse.allow-other'],
+      ['--lease.ttl', '9s', '--fuse.allow-other=true'],
     ]) {
       const { stdout } = await runCli(['config', 'print', ...words], { cwd: dir });
       expect(stdout).toContain('  ttl: 9s # --lease.ttl\n');
-      expect(stdout).toContain('  debug: true # --fuse.debug\n');
+      expect(stdout).toContain('  allow-other: true # --fuse.allow-other\n');
     }
   });
 

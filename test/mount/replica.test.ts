@@ -228,7 +228,8 @@ describe.each(['kernel', 'fuse-native'] as const)('with the %s driver', (driver)
       }
     }
     // A commit is in `-pos` as soon as it is answered: applications make their tokens from it.
-    for (let round = 0; driver === 'kernel' && round < 20; round += 1) {
+    const rounds = driver === 'kernel' ? 20 : 0;
+    for (let round = 0; round < rounds; round += 1) {
       const before = await cat(primary, 'wal.db-pos');
       await primary.sql('wal.db', "INSERT INTO t(body) VALUES ('x')");
       expect((await cat(primary, 'wal.db-pos')) > before).toBe(true);

@@ -401,8 +401,10 @@ describe.each(['kernel', 'fuse-native'] as const)('with the %s driver', (driver)
           .split('\n')
           .every((file) => !file.startsWith(name));
       });
-      // Who has it open there sees an empty database, never the old rows for ever (trap 25).
-      expect(await reader.ask('SELECT count(*) FROM t')).toContain('no such table');
+      // Who has it open there sees an empty database, never the old rows for ever (trap 25). Through libfuse a file that
+      // was removed cannot be read any more, so there it meets an error.
+      const seen = await reader.ask('SELECT count(*) FROM t');
+      expect(seen).toMatch(driver === 'kernel' ? /no such table/ : /no such table|disk I\/O error/);
     },
   );
 

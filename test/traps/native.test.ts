@@ -1,6 +1,7 @@
 import { expect, it } from 'vitest';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { readdirSync, readlinkSync } from 'node:fs';
 import { TestCluster, run } from '../helpers/cluster.js';
 import { Connection } from './scene.js';
 
@@ -34,3 +35,32 @@ it('captures a rollback-journal commit while somebody has the journal open, with
     await cluster.stop();
   }
 });
+
+it('lets no child inherit /dev/fuse, so that a killed daemon leaves nothing that hangs (DESIGN §1.4)', async () => {
+  const cluster = await TestCluster.start({ nodes: 1, driver: 'fuse-native' });
+  try {
+    const node = cluster.node(1);
+    await node.sql('a.db', 'CREATE TABLE t(n)');
+    const children = (await run('pgrep', ['-P', String(node.pid)])).split('\n');
+    const holders = children.filter((pid) => opened(pid).includes('/dev/fuse'));
+    expect(opened(String(node.pid))).toContain('/dev/fuse');
+    expect(holders).toEqual([]);
+    await node.kill();
+    await expect(run('ls', [node.mountDir], { limitMs: 10_000 })).rejects.toThrow(/not connected/);
+    await node.start();
+    expect(await node.sql('a.db', 'SELECT count(*) FROM t')).toBe('0');
+  } finally {
+    await cluster.stop();
+  }
+});
+
+/** What a process has open. */
+function opened(pid: string): string[] {
+  return readdirSync(`/proc/${pid}/fd`).flatMap((fd) => {
+    try {
+      return readlinkSync(`/proc/${pid}/fd/${fd}`);
+    } catch {
+      return []; // closed meanwhile
+    }
+  });
+}
