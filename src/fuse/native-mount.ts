@@ -43,9 +43,6 @@ export async function startNative(
     fsname: `${MOUNT_SOURCE},big_writes,hard_remove`,
     allowOther: options.allowOther,
     defaultPermissions: true,
-    // Mounts through fusermount also as root: the descriptor is then close-on-exec, and the mount goes
-    // when this process dies.
-    autoUnmount: true,
     // Answers may take as long as capture or a recovery takes.
     timeout: false,
   });

@@ -1,6 +1,8 @@
-import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { openSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
 
 const O_CLOEXEC = 0o2000000;
+
+let nullFd: number | undefined;
 
 /**
  * Extends the `stdio` of a child so that it does not inherit `/dev/fuse`. libfuse opens it without
@@ -8,10 +10,14 @@ const O_CLOEXEC = 0o2000000;
  * instead. A child that kept it would keep the connection of a killed daemon alive: everybody who waits for
  * an answer would wait for ever, the child itself included (DESIGN §1.4).
  */
-export function withoutFuse<T>(stdio: readonly T[]): (T | 'ignore')[] {
-  const inherited = readdirSync('/proc/self/fd').map(Number).filter(isInheritedFuse);
-  const slots = Math.max(stdio.length, ...inherited.map((fd) => fd + 1));
-  return Array.from({ length: slots }, (_, fd) => stdio[fd] ?? 'ignore');
+export function withoutFuse<T>(stdio: readonly T[]): (T | 'ignore' | number)[] {
+  const inherited = new Set(readdirSync('/proc/self/fd').map(Number).filter(isInheritedFuse));
+  const slots = Math.max(stdio.length, ...[...inherited].map((fd) => fd + 1));
+  return Array.from({ length: slots }, (_, fd) => {
+    // 'ignore' leaves a slot above 2 as it is: only another descriptor takes its place.
+    if (inherited.has(fd)) return (nullFd ??= openSync('/dev/null', 'r'));
+    return stdio[fd] ?? 'ignore';
+  });
 }
 
 function isInheritedFuse(fd: number): boolean {
