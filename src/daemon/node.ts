@@ -356,6 +356,9 @@ export class Node implements NodeApi {
         break;
       case 'replica':
         this.#control.deadlineNs = 0n;
+        // A node that stops gives the lease up; it does not become a replica for that, which would have to wait for
+        // applications that are in a transaction.
+        if (this.#role === 'stopping') break;
         if (this.#mayBecomePrimaryAtOnce(event.of)) break;
         this.#data.updateNode({ epoch: event.epoch });
         this.#setRole('replica', event.of);
