@@ -78,7 +78,6 @@ export const ERRORS = {
   ERR_CONFIG_FILE: row('Name the file with -config, or write one (docs/configuration.md).', { exit: 2 }),
   ERR_CONFIG_INVALID: row('Correct the lines named (docs/configuration.md).', { exit: 2 }),
 
-  ERR_DAEMON_GUARD: row('Look into the log; start the node again.'),
   ERR_DAEMON_NOT_PRIMARY: row('Ask the primary; `kitefs status` names it.', {
     retry: true,
     http: 409,

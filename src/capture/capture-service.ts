@@ -164,10 +164,6 @@ export class CaptureService {
     if (slot >= 0) this.#signal.publish(slot, 0); // ends the wait of `run`
   }
 
-  async syncLogs(): Promise<void> {
-    await Promise.all([...this.#databases.values()].map((database) => database.log.sync()));
-  }
-
   /** The capture of one database; throws ERR_CAPTURE_UNKNOWN when it is not captured here and now. */
   database(name: string): DatabaseCapture {
     const database = this.#databases.get(name);

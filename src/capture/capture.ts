@@ -127,11 +127,6 @@ export class Capture extends EventEmitter<CaptureEvents> {
     return this.#call('pages', { name, pgnos });
   }
 
-  /** Fsyncs every log file that is not yet. */
-  syncLogs(): Promise<void> {
-    return this.#call('sync', {});
-  }
-
   /** Retention: removes log files whose transactions are all below `txid`; never the last file. */
   removeBefore(name: string, txid: bigint): Promise<TxidRange[]> {
     return this.#call('removeBefore', { name, txid });

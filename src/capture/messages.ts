@@ -76,7 +76,6 @@ export interface CaptureCalls {
   demote: [Record<string, never>, void];
   position: [{ name: string }, EpochPosition | undefined];
   pages: [{ name: string; pgnos: number[] }, CommittedPages];
-  sync: [Record<string, never>, void];
   removeBefore: [{ name: string; txid: bigint }, TxidRange[]];
   stats: [Record<string, never>, CaptureStats[]];
   stop: [Record<string, never>, void];
