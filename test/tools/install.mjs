@@ -2,7 +2,16 @@
 // before `npm install`. Exports what start.mjs and run-all.mjs call; each step says what it does and,
 // when it cannot, exactly what is missing and how to get it.
 import { execFileSync, spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -24,7 +33,11 @@ const hasLibrary = (name) =>
 
 function run(command, args, options = {}) {
   const env = { ...process.env, ...options.env };
-  const ran = spawnSync(command, args, { cwd: ROOT, stdio: options.quiet ? 'pipe' : 'inherit', env });
+  const ran = spawnSync(command, args, {
+    cwd: options.cwd ?? ROOT,
+    stdio: options.quiet ? 'pipe' : 'inherit',
+    env,
+  });
   if (ran.status === 0) return;
   if (options.quiet)
     process.stderr.write(Buffer.concat([ran.stdout ?? Buffer.alloc(0), ran.stderr ?? Buffer.alloc(0)]));
@@ -90,6 +103,81 @@ export function build() {
   run('npm', ['run', '-s', 'build'], { quiet: true });
 }
 
+/**
+ * .cache/bin/consul: the machine's own, else unpacked from a package of the distribution's last suite that had one. That
+ * suite is read from the mirror that apt is set to, into folders of ours: nothing of the system is changed, no service is
+ * started, root is not needed, and apt still checks the signatures.
+ */
+function installConsul() {
+  const bin = join(BIN, 'consul');
+  const works = () => spawnSync(bin, ['version']).status === 0;
+  if (works()) return;
+  mkdirSync(BIN, { recursive: true });
+  rmSync(bin, { force: true });
+  const found = spawnSync('sh', ['-c', 'command -v consul'], { encoding: 'utf8' });
+  if (found.status === 0) {
+    symlinkSync(found.stdout.trim(), bin);
+    if (works()) return;
+    rmSync(bin, { force: true });
+  }
+  const byHand = `put a consul binary (1.8 or newer) into PATH or at ${bin}`;
+  const os = readFileSync('/etc/os-release', 'utf8');
+  const source = /^ID=ubuntu$/m.test(os)
+    ? { suite: 'jammy', component: 'universe', keys: 'ubuntu-archive-keyring.gpg' }
+    : { suite: 'bullseye', component: 'main', keys: 'debian-archive-keyring.gpg' };
+  const codename = /^VERSION_CODENAME=(.*)$/m.exec(os)?.[1];
+  const targets = spawnSync(
+    'apt-get',
+    ['indextargets', '--format', '$(REPO_URI) $(CODENAME) $(COMPONENT)', 'Identifier: Packages'],
+    { encoding: 'utf8' },
+  );
+  const mirror = (targets.stdout ?? '')
+    .split('\n')
+    .map((line) => line.split(' '))
+    .find(([, suite, component]) => suite === codename && component === 'main')?.[0];
+  if (mirror === undefined) {
+    throw new Error(
+      `the tests need Consul and apt names no mirror of ${codename ?? 'this system'}: ${byHand}`,
+    );
+  }
+
+  console.log(`fetching Consul (the tests' lease store) from ${source.suite}`);
+  const dir = join(CACHE, 'consul');
+  rmSync(dir, { recursive: true, force: true });
+  for (const folder of ['lists/partial', 'archives/partial', 'empty', 'root']) {
+    mkdirSync(join(dir, folder), { recursive: true });
+  }
+  const keys = `/usr/share/keyrings/${source.keys}`;
+  const signed = existsSync(keys) ? `[signed-by=${keys}] ` : '';
+  writeFileSync(join(dir, 'sources.list'), `deb ${signed}${mirror} ${source.suite} ${source.component}\n`);
+  const settings = {
+    'Dir::Etc::SourceList': join(dir, 'sources.list'),
+    'Dir::Etc::SourceParts': join(dir, 'empty'),
+    'Dir::Etc::PreferencesParts': join(dir, 'empty'),
+    'Dir::State::Lists': join(dir, 'lists'),
+    'Dir::Cache': dir,
+    'APT::Sandbox::User': 'root',
+    'Acquire::Languages': 'none',
+    'Acquire::Retries': '3',
+  };
+  const options = Object.entries(settings).flatMap(([key, value]) => ['-o', `${key}=${value}`]);
+  try {
+    run('apt-get', [...options, 'update', '-qq'], { quiet: true, cwd: dir });
+    run('apt-get', [...options, 'download', '-qq', 'consul'], { quiet: true, cwd: dir });
+    const archive = readdirSync(dir).find((name) => name.endsWith('.deb'));
+    run('dpkg-deb', ['-x', join(dir, archive ?? 'consul.deb'), join(dir, 'root')], { quiet: true });
+    // In one step, so that an interrupted run leaves no half of it.
+    renameSync(join(dir, 'root/usr/bin/consul'), bin);
+    if (!works()) throw new Error('it does not run');
+  } catch (error) {
+    rmSync(bin, { force: true });
+    throw new Error(`the tests need Consul, which could not be had from ${source.suite}: ${byHand}`, {
+      cause: error,
+    });
+  }
+  rmSync(dir, { recursive: true, force: true });
+}
+
 /** The tools that only tests use, each under .cache. */
 export function installTestTools() {
   mkdirSync(BIN, { recursive: true });
@@ -102,6 +190,7 @@ export function installTestTools() {
     }
     run('go', ['install', LTX_MODULE], { quiet: true, env: { GOBIN: BIN } });
   }
+  installConsul();
   const python = join(CACHE, 'python');
   if (!existsSync(join(python, 'django.stamp'))) {
     console.log('installing Django into a virtual environment (the ORM test)');
