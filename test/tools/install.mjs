@@ -126,15 +126,8 @@ function installConsul() {
     ? { suite: 'jammy', component: 'universe', keys: 'ubuntu-archive-keyring.gpg' }
     : { suite: 'bullseye', component: 'main', keys: 'debian-archive-keyring.gpg' };
   const codename = /^VERSION_CODENAME=(.*)$/m.exec(os)?.[1];
-  const targets = spawnSync(
-    'apt-get',
-    ['indextargets', '--format', '$(REPO_URI) $(CODENAME) $(COMPONENT)', 'Identifier: Packages'],
-    { encoding: 'utf8' },
-  );
-  const mirror = (targets.stdout ?? '')
-    .split('\n')
-    .map((line) => line.split(' '))
-    .find(([, suite, component]) => suite === codename && component === 'main')?.[0];
+  const uris = spawnSync('apt-get', ['update', '--print-uris'], { encoding: 'utf8' }).stdout ?? '';
+  const mirror = new RegExp(`^'(\\S+/)dists/${codename}/`, 'm').exec(uris)?.[1];
   if (mirror === undefined) {
     throw new Error(
       `the tests need Consul and apt names no mirror of ${codename ?? 'this system'}: ${byHand}`,
