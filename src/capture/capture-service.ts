@@ -180,11 +180,7 @@ export class CaptureService {
   }
 
   stats(): CaptureStats[] {
-    return [...this.#databases.values()].map((database) => ({
-      name: database.name,
-      position: database.position,
-      ...database.counts,
-    }));
+    return [...this.#databases.values()].map(({ name, position }) => ({ name, position }));
   }
 
   /** One bounded piece of work for a slot; whether there may be more. */
@@ -234,8 +230,6 @@ export class CaptureService {
         database.drop();
         return this.#forget(request.slot, database);
       }
-      case 'sync':
-        return database;
       case 'restores':
         if (database.restoresCommitted(request.offsetBytes, request.bytes)) return undefined;
         throw new KiteError('ERR_CAPTURE_FENCED', `a write to ${name} would change what is committed`);
@@ -252,7 +246,7 @@ export class CaptureService {
   #answerIdle(request: GateRequest): number {
     if (this.#control.state === MountState.closed) return 0;
     const commits = request.op === 'journal' && request.commit.dirtyPages.length > 0;
-    const harmless = request.op === 'wal' || request.op === 'sync' || request.op === 'journal';
+    const harmless = request.op === 'wal' || request.op === 'journal';
     return commits || !harmless ? EIO : 0;
   }
 
@@ -306,6 +300,7 @@ export class CaptureService {
       epoch,
       mayAppend,
       onFile: (written) => this.#notifyFile(name, written),
+      onCompensated: () => this.#options.notify({ kind: 'compensated', name }, []),
       nowMs: Date.now,
     });
   }

@@ -34,6 +34,8 @@ export interface CaptureEvents {
   created: [string];
   /** The database was dropped; after the `transaction` of its deletion. */
   dropped: [string];
+  /** A dead writer's commit was taken back by a transaction of ours (trap 1); after its `transaction`. */
+  compensated: [string];
   /** This database is not captured at the moment, and why. The others go on. */
   failed: [{ name: string; error: KiteError }];
   /** The thread ended by itself: the node may not stay primary. */
@@ -132,6 +134,7 @@ export class Capture extends EventEmitter<CaptureEvents> {
     return this.#call('removeBefore', { name, txid });
   }
 
+  /** The databases that are captured now. */
   stats(): Promise<CaptureStats[]> {
     return this.#call('stats', {});
   }
@@ -175,6 +178,7 @@ export class Capture extends EventEmitter<CaptureEvents> {
       }
       case 'created':
       case 'dropped':
+      case 'compensated':
         this.emit(notice.kind, notice.name);
         break;
       case 'failed':

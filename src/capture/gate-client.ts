@@ -76,10 +76,6 @@ export class GateClient implements CaptureGate {
     this.#ask({ op: 'rename', slot, newName }, answer);
   }
 
-  sync(slot: DatabaseSlot, answer: GateAnswer): void {
-    this.#ask({ op: 'sync', slot }, answer);
-  }
-
   restoresCommitted(slot: DatabaseSlot, offsetBytes: number, bytes: Uint8Array, answer: GateAnswer): void {
     this.#ask({ op: 'restores', slot, offsetBytes, bytes }, answer);
   }

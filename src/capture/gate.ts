@@ -55,9 +55,6 @@ export interface CaptureGate {
   /** Before `database` is renamed inside the mount: a drop of the old name, an adoption of the new. */
   beforeRename(slot: DatabaseSlot, newName: string, answer: GateAnswer): void;
 
-  /** The application asked for durability of `database`: fsync the log as a group, then answer. */
-  sync(slot: DatabaseSlot, answer: GateAnswer): void;
-
   /**
    * Whether a write to `database` only restores committed content: whole pages equal to what is captured
    * (trap 14). Answers 0 when it does, EIO when not. Asked for while this node may not write.

@@ -70,6 +70,7 @@ it('leaves the lock page out of a database beyond 1 GiB, even when it is named a
       epoch: 1n,
       mayAppend: () => {},
       onFile: ({ file }) => files.push(file),
+      onCompensated: () => {},
       nowMs: () => 0,
     });
     expect(capture.load()).toEqual({ current: true });

@@ -28,7 +28,7 @@ export type GateRequest =
       readonly bytes: Uint8Array;
     }
   | { readonly op: 'rename'; readonly id: number; readonly slot: number; readonly newName: string }
-  | { readonly op: 'adopt' | 'drop' | 'sync'; readonly id: number; readonly slot: number };
+  | { readonly op: 'adopt' | 'drop'; readonly id: number; readonly slot: number };
 
 /** What is about to happen to `-wal`; see CaptureGate.beforeWalChange. */
 export interface WalChange {
@@ -59,12 +59,10 @@ export interface CommittedPages {
   readonly retry: readonly number[];
 }
 
+/** A database that is captured, and where it is. */
 export interface CaptureStats {
   readonly name: string;
   readonly position: EpochPosition;
-  readonly transactions: number;
-  readonly files: number;
-  readonly compensations: number;
 }
 
 /** Calls of the main thread: name → [arguments, result]. */
@@ -100,7 +98,7 @@ export type CaptureNotice =
       readonly file: LogFile;
       readonly bytes?: Uint8Array;
     }
-  | { readonly kind: 'created' | 'dropped'; readonly name: string }
+  | { readonly kind: 'created' | 'dropped' | 'compensated'; readonly name: string }
   | {
       readonly kind: 'failed';
       readonly name: string;

@@ -56,7 +56,6 @@ export class TransactionLog {
   #flushedVersions: JournalVersions | undefined;
   #bytesSinceFlush = 0;
   #filesSinceFlush = 0;
-  readonly counts = { transactions: 0, files: 0, compensations: 0 };
 
   constructor(options: TransactionLogOptions) {
     this.#options = options;
@@ -150,8 +149,6 @@ export class TransactionLog {
       this.#unknown = false;
       this.#pageSize = pageSize;
       this.#position = { txid: written.file.maxTxid, checksum, epoch: written.file.epoch };
-      this.counts.transactions += change.transactions;
-      this.counts.files++;
       this.#bytesSinceFlush += written.file.sizeBytes;
       this.#filesSinceFlush++;
       this.#options.onFile(written);

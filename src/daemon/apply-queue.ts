@@ -3,6 +3,7 @@ import type { Applier } from '../applier/applier.js';
 import type { AppliedDatabase } from '../applier/messages.js';
 import { NO_POSITION } from '../ltx/position.js';
 import type { LogFile } from '../store/types.js';
+import { monotonicMs } from '../util/clock.js';
 
 /** How many files go into one call: bounded, so that a long queue reports its progress. */
 const FILES_PER_CALL = 256;
@@ -16,6 +17,8 @@ export interface ApplyQueueOptions {
   readonly name: string;
   /** Log files after a position of this database, oldest first; undefined when the log does not hold it. */
   readonly filesAfter: (at: AppliedDatabase) => readonly LogFile[] | undefined;
+  /** How long one call of the applier took: from handing it some files until readers see the last of them. */
+  readonly onBatch?: (seconds: number) => void;
   /** Readers see this now. */
   readonly onApplied: (database: AppliedDatabase) => void;
   /** The database is at no position of the log, and is written anew from the snapshot that the log begins with. */
@@ -100,7 +103,7 @@ export class ApplyQueue {
   }
 
   async #applyAll(): Promise<void> {
-    const { applier, name } = this.#options;
+    const { name } = this.#options;
     if (!this.#database) this.#took(await this.#open());
     while (!this.#stopped && this.#database) {
       const files = this.#options.filesAfter(this.#database);
@@ -111,7 +114,7 @@ export class ApplyQueue {
         );
       }
       if (files.length === 0) return;
-      this.#took(await applier.apply(name, files.slice(0, FILES_PER_CALL)));
+      this.#took(await this.#apply(files.slice(0, FILES_PER_CALL)));
     }
   }
 
@@ -124,8 +127,16 @@ export class ApplyQueue {
       const files = this.#options.filesAfter(NOTHING);
       if (toKiteError(thrown).code !== 'ERR_APPLIER_DIVERGED' || files?.[0]?.minTxid !== 1n) throw thrown;
       this.#options.onRebuild();
-      return await applier.apply(name, files.slice(0, FILES_PER_CALL));
+      return await this.#apply(files.slice(0, FILES_PER_CALL));
     }
+  }
+
+  async #apply(files: readonly LogFile[]): Promise<AppliedDatabase> {
+    const { applier, name, onBatch } = this.#options;
+    const startMs = monotonicMs();
+    const database = await applier.apply(name, files);
+    onBatch?.((monotonicMs() - startMs) / 1000);
+    return database;
   }
 
   #took(database: AppliedDatabase): void {

@@ -15,6 +15,7 @@ import type { Capture } from '../capture/capture.js';
 import { buildSnapshot } from '../capture/first-copy.js';
 import { KiteError } from '../errors.js';
 import { NO_POSITION } from '../ltx/position.js';
+import type { Metrics } from '../observability/metrics.js';
 import type { IncomingFile, ReplicationStore, SnapshotSource, StoreChange } from '../replication/store.js';
 import { type DataDirectory, databasePaths } from '../store/data-directory.js';
 import { encodeDatabaseName } from '../store/database-name.js';
@@ -52,6 +53,7 @@ export interface NodeStoreOptions {
   readonly data: DataDirectory;
   readonly capture: Capture;
   readonly events: EventLog;
+  readonly metrics: Metrics;
   readonly isPrimary: () => boolean;
   /** A database needs a snapshot: the stream has to say hello again. */
   readonly onResyncNeeded: () => void;
@@ -65,6 +67,7 @@ export class NodeStore implements ReplicationStore {
   readonly #data: DataDirectory;
   readonly #capture: Capture;
   readonly #events: EventLog;
+  readonly #metrics: Metrics;
   readonly #isPrimary: () => boolean;
   readonly #onResyncNeeded: () => void;
   readonly #lostAndFound: LostAndFound;
@@ -77,6 +80,7 @@ export class NodeStore implements ReplicationStore {
     this.#data = options.data;
     this.#capture = options.capture;
     this.#events = options.events;
+    this.#metrics = options.metrics;
     this.#isPrimary = options.isPrimary;
     this.#onResyncNeeded = options.onResyncNeeded;
     this.#lostAndFound = new LostAndFound(options.data.path);
@@ -88,6 +92,12 @@ export class NodeStore implements ReplicationStore {
     this.#capture.on('created', (name) => {
       this.#entry(name);
       this.#tell({ kind: 'created', name });
+    });
+    this.#capture.on('compensated', (name) => {
+      this.#metrics.compensated.inc({ db: name });
+      this.#events.add('compensated', 'a writer died in its commit, which was taken back from replicas', {
+        database: name,
+      });
     });
     this.#capture.on('failed', ({ name, error }) => {
       this.#entry(name).error = error;
@@ -165,13 +175,18 @@ export class NodeStore implements ReplicationStore {
     return this.#entry(name).log.hold(afterTxid);
   }
 
-  snapshot(name: string): Promise<SnapshotSource> {
-    return buildSnapshot(
-      this.#capture,
-      name,
-      this.#entry(name).log,
-      databasePaths(this.#data.path, name).ltx,
-    );
+  async snapshot(name: string): Promise<SnapshotSource> {
+    const { log } = this.#entry(name);
+    const { ltx } = databasePaths(this.#data.path, name);
+    const source = await buildSnapshot(this.#capture, name, log, ltx);
+    const { snapshots } = this.#metrics;
+    return {
+      file: source.file,
+      async *chunks() {
+        yield* source.chunks();
+        snapshots.inc({ direction: 'sent' });
+      },
+    };
   }
 
   // --- replica
@@ -188,6 +203,7 @@ export class NodeStore implements ReplicationStore {
     const entry = this.#entries.get(name);
     if (!entry || !this.#applier || entry.log.lastFile?.commitPages === 0) return;
     await entry.queue?.stop();
+    const transactions = transactionsOf(entry.log);
     const folder = entry.log.setAsideAfter(
       0n,
       this.#lostAndFound,
@@ -195,14 +211,7 @@ export class NodeStore implements ReplicationStore {
     );
     await this.#applier.drop(name);
     this.#entries.delete(name);
-    this.#events.add(
-      'lost-transactions',
-      `${name} is not in the cluster any more; its log was moved to ${folder}`,
-      {
-        database: name,
-        level: 'warn',
-      },
-    );
+    this.#lost(name, transactions, `${name} is not in the cluster any more; its log was moved to ${folder}`);
     this.#tell({ kind: 'dropped', name });
   }
 
@@ -322,6 +331,7 @@ export class NodeStore implements ReplicationStore {
       name,
       filesAfter: (at) =>
         log.filesAfter(at.position, FILES_PER_READ) ?? log.filesAfter(NO_POSITION, FILES_PER_READ),
+      onBatch: (seconds) => this.#metrics.applySeconds.observe(seconds),
       onApplied: (database) => {
         entry.applied = database;
         this.#tell({ kind: 'applied', name });
@@ -365,17 +375,17 @@ export class NodeStore implements ReplicationStore {
     const isPrefix = last.epoch === meta.epoch && last.txid < meta.maxTxid;
     if (isPrefix && !entry.needsSnapshot) return;
     const reason = `replaced by a snapshot of epoch ${meta.epoch} at TXID ${meta.maxTxid}`;
+    const transactions = transactionsOf(entry.log);
     const folder = entry.log.setAsideAfter(0n, this.#lostAndFound, reason);
     if (folder && last.epoch !== meta.epoch) {
-      this.#events.add(
-        'lost-transactions',
-        `${entry.name}: transactions that the primary may not have were moved to ${folder}`,
-        {
-          database: entry.name,
-          level: 'warn',
-        },
-      );
+      const message = `${entry.name}: transactions that the primary may not have were moved to ${folder}`;
+      this.#lost(entry.name, transactions, message);
     }
+  }
+
+  #lost(name: string, transactions: number, message: string): void {
+    this.#metrics.lostTransactions.inc({ db: name }, transactions);
+    this.#events.add('lost-transactions', message, { database: name, level: 'warn' });
   }
 
   #receiveInMemory(entry: Entry, meta: LogFileMeta): IncomingFile {
@@ -421,6 +431,7 @@ export class NodeStore implements ReplicationStore {
 
   #received(entry: Entry, file: LogFile): void {
     entry.needsSnapshot = false;
+    if (file.minTxid === 1n) this.#metrics.snapshots.inc({ direction: 'received' });
     this.#tell({ kind: 'transaction', name: entry.name, file });
     this.#startQueue(entry);
     entry.queue?.kick();
@@ -430,5 +441,9 @@ export class NodeStore implements ReplicationStore {
     for (const listener of this.#listeners) listener(change);
   }
 }
+
+/** How many transactions a log holds. */
+const transactionsOf = ({ firstFile, lastFile }: Log): number =>
+  firstFile && lastFile ? Number(lastFile.maxTxid - firstFile.minTxid) + 1 : 0;
 
 const exists = ({ log }: Entry): boolean => (log.lastFile?.commitPages ?? 0) > 0;

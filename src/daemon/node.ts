@@ -109,6 +109,7 @@ export class Node implements NodeApi {
       data: this.#data,
       capture: this.#capture,
       events: this.#events,
+      metrics: this.#metrics,
       isPrimary: () => this.#role === 'primary' || this.#role === 'fenced',
       onResyncNeeded: () => void this.#roles.reconnect().catch((error: unknown) => this.#trouble(error)),
     });

@@ -33,7 +33,6 @@ beforeEach(() => {
     adopt: (_slot, answer) => answer(0),
     beforeDrop: (_slot, answer) => answer(0),
     beforeRename: (_slot, _name, answer) => answer(0),
-    sync: (_slot, answer) => answer(0),
     restoresCommitted: (_slot, _offset, _bytes, answer) => answer(Errno.EIO),
   };
   const nothing = (): undefined => undefined;

@@ -127,6 +127,5 @@ const OPEN_GATE: CaptureGate = {
   adopt: (_slot, answer) => answer(0),
   beforeDrop: (_slot, answer) => answer(0),
   beforeRename: (_slot, _newName, answer) => answer(0),
-  sync: (_slot, answer) => answer(0),
   restoresCommitted: (_slot, _offset, _bytes, answer) => answer(5),
 };

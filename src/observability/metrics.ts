@@ -13,13 +13,15 @@ export class Metrics {
   readonly applied = this.#counter('kitefs_db_apply_count', 'Transactions applied from the primary.', ['db']);
   readonly applySeconds = new Histogram({
     name: 'kitefs_apply_seconds',
-    help: 'Time to apply one log file.',
+    help: 'Time from handing waiting log files to the applier until readers see the last of them.',
     buckets: [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5],
     registers: [this.registry],
   });
-  readonly snapshots = this.#counter('kitefs_snapshot_count', 'Whole databases sent or received.', [
-    'direction',
-  ]);
+  readonly snapshots = this.#counter(
+    'kitefs_snapshot_count',
+    'Whole databases sent to replicas, or received.',
+    ['direction'],
+  );
   readonly compensated = this.#counter(
     'kitefs_compensated_count',
     'Transactions that undo what a dead writer had appended and nobody saw.',
@@ -27,7 +29,7 @@ export class Metrics {
   );
   readonly lostTransactions = this.#counter(
     'kitefs_lost_transaction_count',
-    'Transactions of this node that the cluster does not have; kept in lost+found.',
+    'Transactions of this node that the cluster may not have; kept in lost+found.',
     ['db'],
   );
   readonly refused = this.#counter(

@@ -68,6 +68,7 @@ it('keeps transactions that nobody else has when a killed primary comes back', a
   await first.start();
   await cluster.assertSame('app.db');
   expect(await first.sql('app.db', 'SELECT group_concat(n) FROM t')).toBe('1,2');
+  expect(await first.metric('kitefs_lost_transaction_count{db="app.db"}')).toBeGreaterThanOrEqual(2);
   const kept = readdirSync(join(first.dataDir, 'lost+found'), { recursive: true }).map(String);
   expect(kept.filter((name) => name.endsWith('.ltx'))).not.toEqual([]);
 });

@@ -109,6 +109,9 @@ describe('damage on a stopped replica', () => {
       await cluster.assertSame(name);
       expect(await replica.database(name)).not.toHaveProperty('error');
     }
+    expect(await replica.metric('kitefs_apply_seconds_count')).toBeGreaterThan(0);
+    expect(await replica.metric('kitefs_snapshot_count{direction="received"}')).toBeGreaterThan(0);
+    expect(await primary.metric('kitefs_snapshot_count{direction="sent"}')).toBeGreaterThan(0);
     const events = (await replica.status()).events;
     const said = (name: string): string[] =>
       events.filter((event) => event.database === name).map((event) => event.kind);

@@ -36,6 +36,7 @@ export class CaptureDatabase {
   image: Buffer = Buffer.alloc(0);
   log: Log;
   capture: DatabaseCapture;
+  compensations = 0;
   #before: Buffer = Buffer.alloc(0);
 
   /** An empty directory, or what a crash leaves of another one: its files without any memory. */
@@ -190,6 +191,7 @@ export class CaptureDatabase {
       mayAppend: () => {},
       nowMs: () => 1000,
       onFile: ({ file }) => this.#apply(file),
+      onCompensated: () => (this.compensations += 1),
     });
   }
 

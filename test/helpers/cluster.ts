@@ -292,6 +292,13 @@ export class TestNode {
     return (await this.status()).databases.find((database) => database.name === name);
   }
 
+  /** A value of /metrics by its full name, labels and all: `kitefs_compensated_count{db="app.db"}`; 0 when it is not there. */
+  async metric(name: string): Promise<number> {
+    const answer = await fetch(`http://127.0.0.1:${this.httpPort}/metrics`);
+    const line = (await answer.text()).split('\n').find((text) => text.startsWith(`${name} `));
+    return Number(line?.slice(name.length + 1) ?? 0);
+  }
+
   path(name: string): string {
     return join(this.mountDir, name);
   }

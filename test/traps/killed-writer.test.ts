@@ -70,6 +70,7 @@ describe.each(Object.entries(DEAD))('the dead commit (%s)', (kind, sql) => {
     expect(await open.run('PRAGMA wal_checkpoint(TRUNCATE)')).toMatch(/^0\|/);
     await cluster.assertSame(name);
     expect(await replica.sql(name, COUNT)).toBe('0');
+    expect(await primary.metric(`kitefs_compensated_count{db="${name}"}`)).toBe(1);
     await open.run('INSERT INTO t VALUES (2)');
     await cluster.assertSame(name);
     await open.close();
