@@ -145,6 +145,23 @@ describe('the capture service', () => {
     db.close();
   });
 
+  it('captures sessions that are over before it has looked at them once', async () => {
+    const slot = gate.slotOf('a.db');
+    makeDatabase('a.db').db.close();
+    service.promote(1n);
+    for (let session = 1; session <= 3; session++) {
+      const { db, paths } = makeDatabase('a.db');
+      db.exec('insert into t(x) values (randomblob(100))');
+      db.pragma('wal_checkpoint(PASSIVE)');
+      // In one turn of the event loop: capture is not called between the commit and the end of the WAL.
+      gate.walCommitted(slot, statSync(paths.wal).size);
+      const change = { kind: 'unlink', fromBytes: 0, durable: false } as const;
+      expect(await ask((answer) => gate.beforeWalChange(slot, change, answer))).toBe(0);
+      db.close();
+      expect(service.position('a.db')?.txid).toBe(1n + BigInt(session));
+    }
+  });
+
   it('does not ask about frames that capture has not read, and asks about those it has', async () => {
     const { db, paths } = makeDatabase('a.db');
     service.promote(1n);

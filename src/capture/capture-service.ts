@@ -142,6 +142,9 @@ export class CaptureService {
 
   /** See Capture.demote. */
   async demote(): Promise<void> {
+    for (const [slot, name] of this.#names) {
+      this.#databases.get(name)?.published(this.#signal.publishedEnd(slot));
+    }
     for (const [name, database] of this.#databases) {
       try {
         if (this.#control.epoch <= (this.#epoch ?? 0n)) database.drain();
@@ -209,6 +212,7 @@ export class CaptureService {
     if (broken && request.op !== 'drop') throw broken; // whatever is wrong with it, it may be removed
     this.#broken.delete(name);
     const database = this.#known(name);
+    database.published(request.op === 'wal' ? request.publishedEnd : this.#signal.publishedEnd(request.slot));
     switch (request.op) {
       case 'wal':
         database.beforeWalChange(request.change);

@@ -27,15 +27,15 @@ it('goes on past the end of its ring', () => {
 it('lets the mount overwrite without asking only what capture has not read and will not read', () => {
   const signal = new CommitSignal();
   const slot = signal.newSlot();
-  expect(signal.retract(slot, 100)).toBe(false); // capture has said nothing yet
+  expect(signal.retract(slot, 100).unread).toBe(false); // capture has said nothing yet
   signal.publish(slot, 300);
   expect(signal.claim(slot)).toBe(300);
-  expect(signal.retract(slot, 200)).toBe(false); // it is being read
+  expect(signal.retract(slot, 200).unread).toBe(false); // it is being read
   signal.release(slot, 200);
-  expect(signal.retract(slot, 200)).toBe(true);
+  expect(signal.retract(slot, 200).unread).toBe(true);
   expect(signal.claim(slot)).toBe(200);
   signal.release(slot);
-  expect(signal.retract(slot, 200)).toBe(false);
+  expect(signal.retract(slot, 200).unread).toBe(false);
 });
 
 it('wakes whoever waits, also when the wake came between looking and waiting', async () => {

@@ -58,13 +58,19 @@ export class CommitSignal {
   }
 
   /**
-   * Mount: commits beyond `endBytes` do not count any more. Returns whether capture has not read that far and
-   * will not: then what is there may be overwritten at once.
+   * Mount: commits beyond `endBytes` do not count any more. Returns up to where they did, bytes, and whether
+   * capture has not read as far as `endBytes` and will not: then what is there may be overwritten at once.
    */
-  retract(slot: number, endBytes: number): boolean {
+  retract(slot: number, endBytes: number): { publishedEnd: number; unread: boolean } {
     const end = BigInt(endBytes);
-    if (Atomics.load(this.#ends, slot) > end) Atomics.store(this.#ends, slot, end);
-    return Atomics.load(this.#claims, slot) <= end;
+    const published = Atomics.load(this.#ends, slot);
+    if (published > end) Atomics.store(this.#ends, slot, end);
+    return { publishedEnd: Number(published), unread: Atomics.load(this.#claims, slot) <= end };
+  }
+
+  /** Up to where the mount has published commits, bytes. */
+  publishedEnd(slot: number): number {
+    return Number(Atomics.load(this.#ends, slot));
   }
 
   /** Capture: the end up to which a slot may be read from now on, until `release`. */

@@ -180,7 +180,7 @@ describe('capture of rollback journals', () => {
       t.walCommitted();
       t.verify();
       t.checkpoint(db, 'truncate');
-      t.capture.beforeWalChange({ kind: 'unlink', fromBytes: 0, durable: false });
+      t.beforeWalChange('unlink');
       t.remember();
       db.pragma('journal_mode = delete');
       t.journalCommitted();

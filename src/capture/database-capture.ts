@@ -105,9 +105,17 @@ export class DatabaseCapture {
    * means there may be more. A long transaction yields in between.
    */
   captureWal(endBytes: number): Generator<void, boolean> {
-    if (endBytes > this.#walLimit) this.#walLimit = Infinity;
+    this.published(endBytes);
     this.#running ??= this.#captureOnce(Math.min(endBytes, this.#walLimit));
     return this.#running;
+  }
+
+  /**
+   * The mount has published commits up to `endBytes` of the WAL. Said before a question is answered too: a whole
+   * session may have written a WAL and be about to remove it before `captureWal` was called for it once.
+   */
+  published(endBytes: number): void {
+    if (endBytes > this.#walLimit) this.#walLimit = Infinity;
   }
 
   /** See CaptureGate.beforeWalChange. What must be durable is so after `log.sync()`. */

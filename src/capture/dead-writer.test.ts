@@ -58,7 +58,7 @@ describe.each(DEAD)('a dead writer’s commit (%s)', (sql) => {
     start();
     t.deadCommit(sql);
     db.pragma('wal_checkpoint(PASSIVE)');
-    t.capture.beforeWalChange({ kind: 'unlink', fromBytes: 0, durable: false });
+    t.beforeWalChange('unlink');
     db.close();
     t.verify();
     expect(t.compensations).toBe(1);
@@ -67,11 +67,11 @@ describe.each(DEAD)('a dead writer’s commit (%s)', (sql) => {
   it('is compensated when the dead writer had just restarted the WAL', () => {
     start();
     db.pragma('wal_checkpoint(PASSIVE)');
-    t.capture.beforeWalChange({ kind: 'header', fromBytes: 0, durable: false });
+    t.beforeWalChange('header');
     t.deadCommit(sql, { restarts: true });
     t.walCommitted();
     expect(() => t.verifyReaders(db)).toThrow('another database');
-    t.capture.beforeWalChange({ kind: 'header', fromBytes: 0, durable: false });
+    t.beforeWalChange('header');
     expect(t.compensations).toBe(1);
     db.exec('insert into t(x) values (1)');
     t.walCommitted();
@@ -82,7 +82,7 @@ describe.each(DEAD)('a dead writer’s commit (%s)', (sql) => {
     start();
     const { fromBytes } = t.deadCommit(sql);
     t.walCommitted();
-    t.capture.beforeWalChange({ kind: 'overwrite', fromBytes, durable: false });
+    t.beforeWalChange('overwrite', fromBytes);
     t.verifyReaders(db);
     expect(t.compensations).toBe(1);
     // Until the mount has seen another commit, the dead frames that are still there are not read again.
@@ -97,7 +97,7 @@ describe.each(DEAD)('a dead writer’s commit (%s)', (sql) => {
     start();
     const { txid } = t.capture.position;
     const { fromBytes } = t.deadCommit(sql);
-    t.capture.beforeWalChange({ kind: 'overwrite', fromBytes, durable: false });
+    t.beforeWalChange('overwrite', fromBytes);
     expect(t.capture.position.txid).toBe(txid);
     db.exec('insert into t(x) values (1)');
     t.walCommitted();

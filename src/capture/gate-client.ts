@@ -52,10 +52,10 @@ export class GateClient implements CaptureGate {
     const cuts = change.kind === 'overwrite' || change.kind === 'truncate';
     const fromBytes = cuts ? change.fromBytes : 0;
     // Taken back first: what is destroyed must not be read once more between the answer and the destruction.
-    const unread = this.#signal.retract(slot, fromBytes);
+    const { unread, publishedEnd } = this.#signal.retract(slot, fromBytes);
     // SQLite writes each frame header of a spilled transaction again: no question to capture for each.
     if (unread && fromBytes > 0) return answer(0);
-    this.#ask({ op: 'wal', slot, change }, answer);
+    this.#ask({ op: 'wal', slot, change, publishedEnd }, answer);
   }
 
   beforeJournalCommit(slot: DatabaseSlot, commit: JournalCommit, answer: GateAnswer): void {

@@ -13,6 +13,8 @@ export type GateRequest =
       readonly id: number;
       readonly slot: number;
       readonly change: WalChange;
+      /** Up to where commits were published before this change took them back, bytes. */
+      readonly publishedEnd: number;
     }
   | {
       readonly op: 'journal';

@@ -229,14 +229,14 @@ function playHistory(
         t.walCommitted();
         const { fromBytes } = t.deadCommit('insert into t(x) values (randomblob(3000))');
         if (seen) t.walCommitted();
-        t.capture.beforeWalChange({ kind: 'overwrite', fromBytes, durable: false });
+        t.beforeWalChange('overwrite', fromBytes);
         truncateSync(t.paths.wal, fromBytes);
         break;
       }
       case 'switch':
         if (wal) {
           t.checkpoint(db, 'truncate');
-          t.capture.beforeWalChange({ kind: 'unlink', fromBytes: 0, durable: false });
+          t.beforeWalChange('unlink');
         }
         t.remember();
         db.pragma(`journal_mode = ${wal ? 'delete' : 'wal'}`);

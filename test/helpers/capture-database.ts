@@ -17,6 +17,7 @@ import { join } from 'node:path';
 import Database from 'better-sqlite3';
 
 import { DatabaseCapture } from '../../src/capture/database-capture.js';
+import type { WalChange } from '../../src/capture/messages.js';
 import { DatabaseChecksum, pageChecksumInto } from '../../src/ltx/checksum.js';
 import { LtxDecoder } from '../../src/ltx/decoder.js';
 import { lockPgno } from '../../src/ltx/format.js';
@@ -102,6 +103,12 @@ export class CaptureDatabase {
     while (run(this.capture.captureWal(end)));
   }
 
+  /** The mount asks before it changes the WAL; capture may not have looked at what was published until then. */
+  beforeWalChange(kind: WalChange['kind'], fromBytes = 0): void {
+    this.capture.published(sizeOf(this.paths.wal));
+    this.capture.beforeWalChange({ kind, fromBytes, durable: false });
+  }
+
   /** Call before a statement in a rollback mode; with `journalCommitted` after it. */
   remember(): void {
     this.#before = existsSync(this.paths.database) ? readFileSync(this.paths.database) : Buffer.alloc(0);
@@ -125,8 +132,7 @@ export class CaptureDatabase {
   /** Copies the whole WAL into `database`, then ends it as asked, with capture told in between. */
   checkpoint(db: Database.Database, end: 'restart' | 'truncate'): void {
     db.pragma('wal_checkpoint(PASSIVE)');
-    const kind = end === 'restart' ? 'header' : 'truncate';
-    this.capture.beforeWalChange({ kind, fromBytes: 0, durable: false });
+    this.beforeWalChange(end === 'restart' ? 'header' : 'truncate');
     db.pragma(`wal_checkpoint(${end.toUpperCase()})`);
   }
 
@@ -154,9 +160,15 @@ export class CaptureDatabase {
     this.#checkImage(this.committed());
   }
 
-  /** As `verify`, against what readers of an open connection see. */
+  /**
+   * As `verify`, against what readers see while `db` is open. Asked of a new connection: the cache of one that
+   * wrote may hold free pages that SQLite does not write (sqlite3PagerDontWrite).
+   */
   verifyReaders(db: Database.Database): void {
-    this.#checkImage(db.serialize());
+    if (!db.open) throw new Error('the last connection to close would change the files');
+    const reader = new Database(this.paths.database, { readonly: true });
+    this.#checkImage(reader.serialize());
+    reader.close();
   }
 
   remove(): void {

@@ -149,8 +149,14 @@ describe.each(['kernel', 'fuse-native'] as const)('with the %s driver', (driver)
       expect(await sh(`cp ${from} ${to} && cmp ${from} ${to} && echo same`)).toBe('same');
     }
     await journal.ask('COMMIT');
+    // A pair that is copied is a database with its WAL.
+    await wal.ask("INSERT INTO t(b) VALUES ('in the WAL')");
+    await sh('cp w.db pair.db && cp w.db-wal pair.db-wal');
+    expect(await primary.sql('pair.db', 'SELECT count(*) FROM t', 'PRAGMA integrity_check')).toBe('301\nok');
+    await primary.sql('pair.db', "INSERT INTO t(b) VALUES ('x')");
     await Promise.all([wal.close(), journal.close()]);
-    for (const name of ['w.db', 'j.db']) await cluster.assertSame(name);
+    for (const name of ['w.db', 'j.db', 'pair.db']) await cluster.assertSame(name);
+    expect(await replica.sql('pair.db', 'SELECT count(*) FROM t')).toBe('302');
     await sh('rm wal.copy somewhere-wal w.db-wal.bak journal.copy j.db-journal~ nobody.db-journal');
   });
 
