@@ -95,6 +95,10 @@ export const ERRORS = {
   ERR_HTTP_REQUEST: row('Correct the request (docs/http-api.md).', { http: 400, grpc: 3 }),
   ERR_HTTP_TOO_LARGE: row('Raise http.max-import, or free space in data.dir.', { http: 413, grpc: 8 }),
 
+  ERR_LEASE_DENIED: row(
+    'Give a Consul token (lease.consul.token) that may read and write lease.consul.key and all keys below it.',
+    { exit: 2, http: 503, grpc: 7 },
+  ),
   ERR_LEASE_DUPLICATE_NODE: row(
     'Two processes use one node id: stop the other one, or give this node an id and data directory of its own.',
     { exit: 2, http: 409, grpc: 6 },

@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { dirname } from 'node:path';
 import type { Config } from './load.js';
 import { isLoopback } from './values.js';
@@ -22,11 +23,7 @@ export function checkConfig(config: Config): BrokenRule[] {
     !isInside(data.dir, fuse.dir) && !isInside(fuse.dir, data.dir),
     `data.dir and fuse.dir must be two folders, neither inside the other (${data.dir}, ${fuse.dir})`,
   );
-  rule(
-    'lease.type',
-    lease.type !== 'consul',
-    'lease.type: consul comes with the next version; use local (nodes of one host) or static',
-  );
+  if (lease.type === 'consul') checkConsul(config, rule);
   rule(
     'lease.path',
     lease.type !== 'local' || !isInside(lease.path, fuse.dir),
@@ -59,6 +56,44 @@ export function checkConfig(config: Config): BrokenRule[] {
     `http.addr and peer.addr need two ports (both ${http.addr.port})`,
   );
   return broken;
+}
+
+function checkConsul({ lease }: Config, rule: (key: string, holds: boolean, text: string) => void): void {
+  const { consul } = lease;
+  rule(
+    'lease.type',
+    consul.url !== undefined,
+    'lease.consul.url: lease.type consul needs the address of Consul (or FLY_CONSUL_URL, CONSUL_HTTP_ADDR)',
+  );
+  // The value may hold a token: it is not shown.
+  rule(
+    'lease.consul.url',
+    consul.url === undefined || (/^https?:\/\//.test(consul.url) && URL.canParse(consul.url)),
+    'lease.consul.url: expected a URL such as http://127.0.0.1:8500 or https://:TOKEN@consul:8501/prefix',
+  );
+  rule(
+    consul.key === undefined ? 'lease.type' : 'lease.consul.key',
+    /[^/]/.test(consul.key ?? ''),
+    'lease.consul.key: lease.type consul needs the key of the lease, such as app/primary',
+  );
+  rule(
+    consul.ttlMs === undefined ? 'lease.ttl' : 'lease.consul.ttl',
+    lease.ttlMs >= 1000,
+    'lease.consul.ttl: at least 1s is needed, because every call to Consul gets a fifth of it',
+  );
+  rule(
+    consul.clientCert === undefined ? 'lease.consul.client-key' : 'lease.consul.client-cert',
+    (consul.clientCert === undefined) === (consul.clientKey === undefined),
+    'lease.consul.client-cert and lease.consul.client-key need one another',
+  );
+  for (const [key, path] of [
+    ['ca-file', consul.caFile],
+    ['client-cert', consul.clientCert],
+    ['client-key', consul.clientKey],
+  ] as const) {
+    const there = path === undefined || existsSync(path);
+    rule(`lease.consul.${key}`, there, `lease.consul.${key}: there is no file ${path}`);
+  }
 }
 
 /** Whether `path` is `dir` or below it; both absolute. */

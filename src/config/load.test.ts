@@ -107,11 +107,67 @@ describe('the configuration', () => {
     ]);
   });
 
-  it('says that consul comes with the next version', () => {
-    const text = LITEFS_FILE.replace('"static"', '"consul"\n  consul:\n    url: http://consul:8500');
-    expect(problems(text.replace(/.*advertise-url.*\n/, ''))).toEqual([
-      'kitefs.yml:19: lease.type: consul comes with the next version; use local (nodes of one host) or static',
-    ]);
+  describe('of a lease in Consul', () => {
+    const consul = (...lines: string[]): string =>
+      `lease:\n  type: consul\n  consul:\n${lines.map((line) => `    ${line}\n`).join('')}`;
+
+    it('reads a LiteFS file as it is', () => {
+      const text = LITEFS_FILE.replace(
+        '"static"',
+        '"consul"\n  consul:\n    url: "${FLY_CONSUL_URL}"\n    key: "${FLY_APP_NAME}/primary"\n    ttl: 12s\n    lock-delay: 2s',
+      );
+      const environment = {
+        FLY_CONSUL_URL: 'https://:t0p@consul-fra.fly.io/app-x1/',
+        FLY_APP_NAME: 'app',
+        FLY_ALLOC_ID: '1a',
+        FLY_REGION: 'fra',
+        PRIMARY_REGION: 'fra',
+      };
+      const { config, notes } = load(text, { environment });
+      expect(config.lease).toMatchObject({
+        type: 'consul',
+        ttlMs: 12_000,
+        lockDelayMs: 2000,
+        consul: { url: 'https://:t0p@consul-fra.fly.io/app-x1/', key: 'app/primary', tlsSkipVerify: false },
+      });
+      const texts = notes.map(formatRemark).join('\n');
+      expect(texts).not.toMatch(/consul\.\w+ has no effect/);
+      expect(texts).toMatch(
+        /:19: other machines cannot reach this node while peer\.addr is a loopback address/,
+      );
+    });
+
+    it('takes what Consul’s own tools take from the environment, after the file', () => {
+      const environment = { CONSUL_HTTP_ADDR: '10.0.0.1:8500', CONSUL_HTTP_TOKEN: 'secret1' };
+      expect(load(consul('key: a/b'), { environment }).config.lease.consul).toMatchObject({
+        url: 'http://10.0.0.1:8500',
+        token: 'secret1',
+      });
+      const given = consul('key: a/b', 'url: http://here:8500', 'token: mine');
+      expect(load(given, { environment }).config.lease.consul).toMatchObject({
+        url: 'http://here:8500',
+        token: 'mine',
+      });
+      expect(load('', { environment }).config.lease).toMatchObject({ type: 'local', lockDelayMs: 0 });
+    });
+
+    it('names file and line of what is missing or wrong, and shows no secret', () => {
+      expect(problems(consul('ttl: 9s'))).toEqual([
+        'kitefs.yml:2: lease.consul.url: lease.type consul needs the address of Consul (or FLY_CONSUL_URL, CONSUL_HTTP_ADDR)',
+        'kitefs.yml:2: lease.consul.key: lease.type consul needs the key of the lease, such as app/primary',
+      ]);
+      expect(
+        problems(
+          consul('key: /', 'url: ftp://:hush@x', 'ttl: 500ms', 'ca-file: /nowhere', 'client-key: /etc'),
+        ),
+      ).toEqual([
+        'kitefs.yml:5: lease.consul.url: expected a URL such as http://127.0.0.1:8500 or https://:TOKEN@consul:8501/prefix',
+        'kitefs.yml:4: lease.consul.key: lease.type consul needs the key of the lease, such as app/primary',
+        'kitefs.yml:6: lease.consul.ttl: at least 1s is needed, because every call to Consul gets a fifth of it',
+        'kitefs.yml:8: lease.consul.client-cert and lease.consul.client-key need one another',
+        'kitefs.yml:7: lease.consul.ca-file: there is no file /nowhere',
+      ]);
+    });
   });
 
   it('names an unset variable and leaves the file alone with -no-expand-env', () => {

@@ -5,7 +5,7 @@ import { KiteError } from '../errors.js';
 import { checkConfig } from './checks.js';
 import { readFileValues, type Remark } from './file.js';
 import { configSchema, SETTINGS, type GivenConfig, type Setting } from './schema.js';
-import { formatAddress, parseAddress, type Address } from './values.js';
+import { formatAddress, isLoopback, parseAddress, type Address } from './values.js';
 
 export type { Remark } from './file.js';
 
@@ -51,7 +51,9 @@ export function loadConfig(options: LoadOptions = {}): LoadedConfig {
     notes.push(...read.notes);
     for (const [key, value] of read.values) given.set(key, value);
   }
-  for (const { key, env } of SETTINGS) {
+  for (const { key, env, alsoEnv } of SETTINGS) {
+    const other = alsoEnv.find((name) => environment[name]);
+    if (other !== undefined && !given.has(key)) given.set(key, { raw: environment[other], where: other });
     const fromEnvironment = environment[env];
     if (fromEnvironment !== undefined) given.set(key, { raw: fromEnvironment, where: env });
     const fromFlag = options.flags?.[key];
@@ -78,6 +80,12 @@ export function loadConfig(options: LoadOptions = {}): LoadedConfig {
     problems.push({ where, text });
   }
   if (problems.length > 0) throw invalid(problems);
+  if (config.lease.type === 'consul' && isLoopback(config.peer.addr.host)) {
+    notes.push({
+      where: given.get('lease.type')?.where ?? 'lease.type',
+      text: 'other machines cannot reach this node while peer.addr is a loopback address: set it and peer.secret',
+    });
+  }
   return { config, file, notes, given };
 }
 
@@ -128,6 +136,7 @@ function complete(given: GivenConfig) {
   const advertiseUrl = lease.advertiseUrl ?? `http://${formatAddress({ ...http.addr, host: machine })}`;
   const advertised: Address = peer.addr.host === '' ? { ...peer.addr, host: machine } : peer.addr;
   const dataDir = resolve(data.dir);
+  const inConsul = lease.type === 'consul';
   return {
     ...given,
     fuse: { ...fuse, dir: resolve(fuse.dir) },
@@ -139,6 +148,10 @@ function complete(given: GivenConfig) {
       advertiseUrl,
       primary: lease.primary ?? primaryOf(advertiseUrl, peer.addr.port),
       path: resolve(lease.path ?? join(dataDir, 'lease.db')),
+      ttlMs: (inConsul ? lease.consul.ttlMs : undefined) ?? lease.ttlMs,
+      lockDelayMs: inConsul ? lease.consul.lockDelayMs : 0,
+      // CONSUL_HTTP_ADDR may lack the scheme.
+      consul: { ...lease.consul, url: lease.consul.url?.replace(/^(?!\w+:\/\/)/, 'http://') },
     },
     log: { ...log, level: log.debug ? ('debug' as const) : log.level },
   };

@@ -13,13 +13,16 @@ export function sampleConfig(heading: string, values: Readonly<Record<string, st
     if (setting.noEffect !== undefined) continue;
     const names = setting.key.split('.');
     const parents = names.slice(0, -1);
-    if (parents.join('.') !== groups.join('.')) {
-      lines.push('');
+    for (const [depth, parent] of parents.entries()) {
+      if (groups[depth] === parent) continue;
+      if (depth === 0) lines.push('');
+      const group = parents.slice(0, depth + 1).join('.');
       // A group is a comment too when nothing in it is set: an empty key would hold nothing.
-      const isSet = Object.keys(values).some((key) => key.startsWith(`${parents.join('.')}.`));
-      if (parents.length > 0) lines.push(`${isSet ? '' : '# '}${parents.at(-1)}:`);
-      groups = parents;
+      const isSet = Object.keys(values).some((key) => key.startsWith(`${group}.`));
+      lines.push(`${'  '.repeat(depth)}${isSet ? '' : '# '}${parent}:`);
     }
+    if (parents.length === 0 && groups.length > 0) lines.push('');
+    groups = parents;
     const value = values[setting.key];
     const indent = '  '.repeat(parents.length);
     lines.push(...wrap(setting.doc, indent));

@@ -29,13 +29,21 @@ interface About {
   readonly derived: string | undefined;
   /** A key that is read and does nothing: why, said wherever it is set. */
   readonly noEffect: string | undefined;
+  /** Names of other programs in the environment: read when nothing else says the value. */
+  readonly alsoEnv: readonly string[];
   readonly secret: boolean;
   /** true/false: as a flag it needs no value. */
   readonly isSwitch: boolean;
 }
 
 type Parser<T> = (raw: unknown) => T | undefined;
-type Options = { default?: string; derived?: string; noEffect?: string; secret?: boolean };
+type Options = {
+  default?: string;
+  derived?: string;
+  noEffect?: string;
+  secret?: boolean;
+  alsoEnv?: string[];
+};
 
 const registry = z.registry<About>();
 
@@ -57,6 +65,7 @@ function kind<T>(form: string, parse: Parser<T>) {
       default: options.default,
       derived: options.derived,
       noEffect: options.noEffect,
+      alsoEnv: options.alsoEnv ?? [],
       secret: options.secret ?? false,
       isSwitch: (parse as unknown) === parseBoolean,
     });
@@ -78,7 +87,6 @@ const oneOf = <const T extends string>(...words: readonly T[]) =>
 
 const PROXY = 'the HTTP proxy comes with a later version';
 const BACKUP = 'LiteFS Cloud was shut down; backups to object storage come with a later version';
-const CONSUL = 'lease.type consul comes with the next version';
 const TRACING = 'KiteFS writes no trace log; see log.level';
 
 export const configSchema = z.strictObject({
@@ -162,7 +170,7 @@ export const configSchema = z.strictObject({
       'static',
       'consul',
     )(
-      'Who is primary. local: nodes of one host, elected in a SQLite file; static: lease.candidate says it; consul: with the next version.',
+      'Who is primary. local: nodes of one host, elected in a SQLite file; static: lease.candidate says it; consul: elected in a key of Consul.',
       { default: 'local' },
     ),
     candidate: flag('This node may become primary (static: is the primary).', { default: 'true' }),
@@ -198,10 +206,33 @@ export const configSchema = z.strictObject({
     }),
     databases: list('Databases that this node follows.', { noEffect: 'every node follows every database' }),
     consul: z.strictObject({
-      url: text('Address of Consul.', { noEffect: CONSUL, secret: true }),
-      key: text('Key of the lease.', { noEffect: CONSUL }),
-      ttl: text('Time to live of the lease.', { noEffect: CONSUL }),
-      lockDelay: text('Added to the wait before a takeover.', { noEffect: CONSUL }),
+      url: text('consul: its address; a password is the ACL token, a path goes before the key.', {
+        secret: true,
+        alsoEnv: ['FLY_CONSUL_URL', 'CONSUL_HTTP_ADDR'],
+      }),
+      key: text('consul: the key of the lease, the same for all nodes of the cluster.'),
+      ttlMs: duration('consul: takes the place of lease.ttl.', { derived: 'lease.ttl' }),
+      lockDelayMs: duration('consul: added to the wait before a silent primary is succeeded.', {
+        default: '0',
+      }),
+      token: text('consul: ACL token.', {
+        secret: true,
+        derived: 'the password in lease.consul.url',
+        alsoEnv: ['CONSUL_HTTP_TOKEN'],
+      }),
+      caFile: text('consul: PEM file of the authorities that its certificate may come from.', {
+        derived: 'those of Node.js',
+        alsoEnv: ['CONSUL_CACERT'],
+      }),
+      clientCert: text('consul: PEM file of this node’s certificate.', { alsoEnv: ['CONSUL_CLIENT_CERT'] }),
+      clientKey: text('consul: PEM file of this node’s key.', { alsoEnv: ['CONSUL_CLIENT_KEY'] }),
+      tlsServerName: text('consul: the name in its certificate.', {
+        derived: 'the host of lease.consul.url',
+        alsoEnv: ['CONSUL_TLS_SERVER_NAME'],
+      }),
+      tlsSkipVerify: flag('consul: take any certificate; whoever is on the way can then be Consul.', {
+        default: 'false',
+      }),
     }),
   }),
   proxy: z.strictObject({

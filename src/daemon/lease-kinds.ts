@@ -1,6 +1,6 @@
 import type { Config } from '../config/load.js';
 import { formatAddress } from '../config/values.js';
-import { KiteError } from '../errors.js';
+import { openConsulLease } from '../lease/consul.js';
 import { openLocalLease } from '../lease/local.js';
 import { staticLease } from '../lease/static.js';
 import type { LeaseAdapter } from '../lease/types.js';
@@ -24,7 +24,9 @@ export function openLease(config: Config, nodeId: string, highestEpoch: bigint):
               },
             }),
       });
-    default:
-      throw new KiteError('ERR_CONFIG_INVALID', 'lease.type consul comes with the next version');
+    default: {
+      const { url = '', key = '', ...more } = config.lease.consul;
+      return openConsulLease({ url, key, ...more });
+    }
   }
 }

@@ -203,6 +203,7 @@ export class Node implements NodeApi {
       highestEpoch: this.#data.node.epoch,
       positions: () => this.#leasePositions(),
       ttlMs: config.lease.ttlMs,
+      lockDelayMs: config.lease.lockDelayMs,
       electionWaitMs: config.lease.electionWaitMs,
       onEvent: (event) => this.#onLeaseEvent(event),
     });

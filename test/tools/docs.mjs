@@ -26,12 +26,14 @@ function configuration() {
       : setting.default === ''
         ? 'empty'
         : code(setting.default);
+  const environment = ({ env, alsoEnv }) => [env, ...alsoEnv].map(code).join(', ');
   return `${MADE}
 # Configuration
 
 Each value is taken from the first of these that has it: a flag (\`--lease.ttl 3s\`, one dash or two), the
 environment (\`KITEFS_LEASE_TTL=3s\`), the file, the default. The file is the one named by \`-config\`, or the first that
-exists of ${CONFIG_FILES.map(code).join(', ')}. A LiteFS file is read as it is.
+exists of ${CONFIG_FILES.map(code).join(', ')}. A LiteFS file is read as it is. Names of the environment that do not
+begin with \`KITEFS_\` are other programs' and are read when nothing else says the value.
 
 In the file \`$NAME\` and \`\${NAME}\` are replaced by the environment before YAML is read, and \`\${ A == B }\` or
 \`\${ A != 'text' }\` by true or false; \`-no-expand-env\` leaves it as it is. An unknown key is an error that names the file,
@@ -40,7 +42,13 @@ value and where it comes from.
 
 ${table(
   ['key', 'what it does', 'value', 'default', 'environment'],
-  used.map((setting) => [code(setting.key), setting.doc, setting.form, fallback(setting), code(setting.env)]),
+  used.map((setting) => [
+    code(setting.key),
+    setting.doc,
+    setting.form,
+    fallback(setting),
+    environment(setting),
+  ]),
 )}
 ## \`exec\`
 
