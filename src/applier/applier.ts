@@ -16,6 +16,7 @@ import type {
   FromApplier,
   JournalMode,
   ToApplier,
+  Unlocked,
 } from './messages.js';
 
 export interface ApplierOptions {
@@ -130,7 +131,7 @@ export class Applier {
    * Takes SQLite's write lock on all of these databases on the primary, so that writers see BUSY. Rejects with
    * ERR_APPLIER_LOCKED, holding none, when that takes longer. The locks stay until `unlock`.
    */
-  lockForHandOff(names: readonly string[], timeoutMs: number): Promise<void> {
+  lockForHandOff(names: readonly string[], timeoutMs: number): Promise<readonly Unlocked[]> {
     return this.#call('lock', { names, timeoutMs });
   }
 

@@ -3,6 +3,7 @@ import Database from 'better-sqlite3';
 import { toKiteError } from '../errors.js';
 import { mountPath, type ApplierContext } from './context.js';
 import { databaseLocks, walWriteLock } from './lock-holder.js';
+import type { Unlocked } from './messages.js';
 import { whenNotBusy } from './write-lock.js';
 
 /** SQLite's write locks on databases of a primary that hands over: their writers see BUSY, readers go on. */
@@ -14,13 +15,14 @@ export class HandOffLocks {
     this.#context = context;
   }
 
-  /** Takes all, or none and throws ERR_APPLIER_LOCKED. */
-  async take(names: readonly string[], timeoutMs: number): Promise<void> {
+  /** Takes what can be had in time; returns the rest. */
+  async take(names: readonly string[], timeoutMs: number): Promise<readonly Unlocked[]> {
     const results = await Promise.allSettled(names.map((name) => this.#takeOne(name, timeoutMs)));
-    const failed = results.find((result) => result.status === 'rejected');
-    if (!failed) return;
-    this.release();
-    throw toKiteError(failed.reason);
+    return results.flatMap((result, index) =>
+      result.status === 'fulfilled'
+        ? []
+        : [{ name: names[index] ?? '', reason: toKiteError(result.reason).message }],
+    );
   }
 
   release(): void {
@@ -39,6 +41,8 @@ export class HandOffLocks {
         locks: [walWriteLock(path), databaseLocks(path)],
         onBlocked: (waitedMs, holder) => this.#context.emit({ kind: 'blocked', name, waitedMs, holder }),
         timeoutMs,
+        // Writers that commit one after the other leave the lock free for moments only.
+        longestPauseMs: 2,
       });
     } catch (error) {
       database.close();

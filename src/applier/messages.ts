@@ -17,6 +17,12 @@ export interface AppliedDatabase {
 }
 
 export type JournalMode = 'wal' | 'delete';
+/** A database whose write lock could not be had, and why: who has it, where that can be seen. */
+export interface Unlocked {
+  readonly name: string;
+  readonly reason: string;
+}
+
 
 /** Calls of the main process: name → [arguments, result]. */
 export interface ApplierCalls {
@@ -26,7 +32,7 @@ export interface ApplierCalls {
   closeAll: [Record<string, never>, void];
   recover: [{ name: string }, void];
   makeJournalMode: [{ name: string; mode: JournalMode }, JournalMode];
-  lock: [{ names: readonly string[]; timeoutMs: number }, void];
+  lock: [{ names: readonly string[]; timeoutMs: number }, readonly Unlocked[]];
   unlock: [Record<string, never>, void];
   export: [{ name: string; path: string }, void];
   import: [{ name: string; path: string }, void];

@@ -18,6 +18,8 @@ export interface WaitOptions {
   readonly onBlocked: (waitedMs: number, holder: LockHolder | undefined) => void;
   /** Ends the wait with ERR_APPLIER_LOCKED. */
   readonly timeoutMs?: number;
+  /** Between two attempts; default 20. */
+  readonly longestPauseMs?: number;
   /** Ends the wait with its reason. */
   readonly signal?: AbortSignal;
 }
@@ -45,7 +47,7 @@ export async function whenNotBusy<T>(attempt: () => T | typeof BUSY, options: Wa
       nextReportMs += BLOCKED_AFTER_MS;
     }
     await new Promise((resolve) => setTimeout(resolve, pauseMs));
-    pauseMs = Math.min(LONGEST_PAUSE_MS, pauseMs * 2);
+    pauseMs = Math.min(options.longestPauseMs ?? LONGEST_PAUSE_MS, pauseMs * 2);
   }
 }
 

@@ -10,6 +10,11 @@ import { addConfigOptions, configOf, normaliseArguments } from './arguments.js';
  */
 
 const URL_OPTION = ['--url <url>', 'the node’s http.addr', 'http://127.0.0.1:20202'] as const;
+const WAIT_OPTION = [
+  '--wait <duration>',
+  'how long writers may take to end their transactions',
+  '5s',
+] as const;
 
 function program(): Command {
   const kitefs = new Command('kitefs')
@@ -69,6 +74,50 @@ function program(): Command {
       const { exportFile } = await import('./transfer.js');
       await exportFile(url, name, path);
     });
+
+  kitefs
+    .command('promote')
+    .description('make a node the primary; without loss, by a hand-off from the primary that is')
+    .option(...URL_OPTION)
+    .option(...WAIT_OPTION)
+    .option(
+      '--accept-loss',
+      'where no primary is left: take over with what this node has (docs/runbooks/promote-with-loss.md)',
+    )
+    .action(async ({ url, wait, acceptLoss }: { url: string; wait: string; acceptLoss?: boolean }) => {
+      const { promote } = await import('./role.js');
+      await promote(url, { wait, acceptLoss: acceptLoss ?? false });
+    });
+
+  kitefs
+    .command('demote')
+    .description('make the primary hand over to another node')
+    .option(...URL_OPTION)
+    .option(...WAIT_OPTION)
+    .option('--to <node>', 'the id of the node that takes over, instead of whichever has everything first')
+    .action(async ({ url, wait, to }: { url: string; wait: string; to?: string }) => {
+      const { demote } = await import('./role.js');
+      await demote(url, { wait, ...(to === undefined ? {} : { target: to }) });
+    });
+
+  kitefs
+    .command('run')
+    .description('run a command beside a node; its exit code becomes that of kitefs')
+    .argument('<command...>', 'after --')
+    .option(...URL_OPTION)
+    .option(...WAIT_OPTION)
+    .option('--promote', 'make the node the primary first; when that fails, nothing is run')
+    .option('--if-candidate', 'run nothing, with success, on a node that can never be primary')
+    .action(
+      async (
+        words: string[],
+        options: { url: string; wait: string; promote?: boolean; ifCandidate?: boolean },
+      ) => {
+        const { run } = await import('./role.js');
+        const { url, wait, promote = false, ifCandidate = false } = options;
+        process.exitCode = await run(words, { url, wait, promote, ifCandidate });
+      },
+    );
 
   const ltx = kitefs.command('ltx').description('look into the files of the transaction log');
   ltx

@@ -35,6 +35,8 @@ export async function mount(
       stop.abort('SIGTERM');
     });
     if (!config.skipSync) await ready(node, stop.signal);
+    // Before the application starts, so that it meets the primary.
+    if (!stop.signal.aborted) await node.promoteAtStart();
     const commands = words.length > 0 ? [{ argv: words }] : config.exec;
     const code = await supervise(supervisor, commands, stop.signal);
     if (failure) throw failure;

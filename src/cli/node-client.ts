@@ -1,11 +1,14 @@
 import { ERRORS, KiteError, type ErrorCode } from '../errors.js';
 
-/** Asks a node's admin server; rejects with ERR_CLI_UNREACHABLE, or with the error that the node answered. */
+/** Asks a node's admin server, with the token of KITEFS_HTTP_TOKEN; rejects with ERR_CLI_UNREACHABLE, or with the error that the node answered. */
 export async function callNode(url: string, path: string, init?: RequestInit): Promise<Response> {
   if (!URL.canParse(url)) throw new KiteError('ERR_CLI_USAGE', `-url: ${JSON.stringify(url)} is no URL`);
   let response: Response;
   try {
-    response = await fetch(new URL(path, url), init);
+    const token = process.env['KITEFS_HTTP_TOKEN'];
+    const headers = new Headers(init?.headers);
+    if (token) headers.set('authorization', `Bearer ${token}`);
+    response = await fetch(new URL(path, url), { ...init, headers });
   } catch (error) {
     const cause =
       error instanceof Error && error.cause instanceof Error ? error.cause.message : String(error);

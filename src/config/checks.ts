@@ -46,6 +46,11 @@ export function checkConfig(config: Config): BrokenRule[] {
     'peer.addr: other machines are let in only with peer.secret; set it on every node, or listen on 127.0.0.1',
   );
   rule(
+    'http.token',
+    http.token === undefined || http.token.length >= 16,
+    'http.token: at least 16 characters are needed, such as the output of openssl rand -hex 32',
+  );
+  rule(
     'peer.secret',
     peer.secret === undefined || peer.secret.length >= 16,
     'peer.secret: at least 16 characters are needed, such as the output of openssl rand -hex 32',

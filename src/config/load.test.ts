@@ -103,7 +103,6 @@ describe('the configuration', () => {
       'kitefs.yml:9: proxy.target has no effect',
       'kitefs.yml:10: proxy.db has no effect',
       'kitefs.yml:11: proxy.passthrough has no effect',
-      'kitefs.yml:22: lease.promote has no effect',
     ]);
   });
 

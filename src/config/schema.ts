@@ -136,6 +136,10 @@ export const configSchema = z.strictObject({
   }),
   http: z.strictObject({
     addr: address('Where metrics, status, import and export are served.', { default: '127.0.0.1:20202' }),
+    token: text(
+      'What admin actions (promote, hand-off, import, export) must show as a bearer token; without it they are served to this machine only.',
+      { secret: true },
+    ),
     maxImportBytes: size('The largest file that an import takes.', { default: '64GB' }),
     snapshotTimeout: text('Limit of a snapshot.', {
       noEffect: 'a first copy takes no lock, so it has no limit',
@@ -174,8 +178,8 @@ export const configSchema = z.strictObject({
       { default: 'local' },
     ),
     candidate: flag('This node may become primary (static: is the primary).', { default: 'true' }),
-    promote: flag('Ask to be primary once caught up.', {
-      noEffect: 'a candidate becomes primary when there is none; hand-off comes with the next version',
+    promote: flag('Ask the primary to hand over to this node once it is up and caught up.', {
+      default: 'false',
     }),
     hostname: text('Name of this machine, as .primary shows it to replicas.', {
       derived: 'the name of the machine',

@@ -1,73 +1,227 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Applier } from '../applier/applier.js';
 import type { Capture } from '../capture/capture.js';
-import { toKiteError } from '../errors.js';
+import { KiteError, toKiteError } from '../errors.js';
 import type { Lease } from '../lease/lease.js';
 import type { Member } from '../lease/types.js';
+import { samePosition } from '../ltx/position.js';
 import type { ReplicationServer, ReplicaStatus } from '../replication/server.js';
+import type { EpochPosition } from '../store/types.js';
 import { monotonicMs } from '../util/clock.js';
 import type { EventLog } from './event-log.js';
 import type { NodeStore } from './node-store.js';
+import type { RoleSwitch } from './role.js';
 
-const LOCK_LIMIT_MS = 5000;
-const CATCH_UP_LIMIT_MS = 5000;
+/** How long writers may take to end their transactions, where nobody says. */
+export const HAND_OFF_WAIT_MS = 5000;
+/** One attempt at all locks together; between two attempts writers go on. */
+const LOCK_ATTEMPT_MS = 250;
+/** A successor that takes longer for what was committed when it was asked is not near enough to hold writers up for it. */
+const NEAR_MS = 100;
+/** Nobody can write from here on: what the successor still lacks is a few transactions, or it does not answer. */
+const EXACT_LIMIT_MS = 2000;
+const POLL_MS = 2;
 
 export interface HandOffParts {
+  readonly nodeId: string;
   readonly lease: Lease;
   readonly applier: Applier;
   readonly capture: Capture;
   readonly store: NodeStore;
   readonly server: ReplicationServer;
+  readonly roles: RoleSwitch;
   readonly events: EventLog;
-  readonly candidates: () => readonly Member[];
+}
+
+export interface HandOffRequest {
+  /** Node id; undefined: whichever candidate has everything first, in the order of priority. */
+  readonly target: string | undefined;
+  /** How long the successor may take to come near, and after that writers to end their transactions. */
+  readonly waitMs: number;
+  /** Who wants it, for the event. */
+  readonly reason: string;
 }
 
 /**
- * Before a primary stops: takes SQLite's write lock on every database (writers see BUSY and ride it out), waits
- * until one connected candidate has everything, and names it in the lease. Returns false, with nothing
- * changed, when there is no such candidate or writers keep their locks: the lease is then simply released.
+ * Hands the lease of a running primary to another node, and loses nothing (DESIGN §7): SQLite's write lock on every
+ * database (writers see BUSY and ride it out), a stop of all writes in the mount, until the successor has applied exactly
+ * what is here; then one compare-and-set names it. Until that has succeeded everything can be undone: the hand-off is
+ * called off and this node goes on as primary.
  */
-export async function handOff(parts: HandOffParts): Promise<boolean> {
-  const { lease, applier, capture, store, server, events } = parts;
-  const ids = new Set(parts.candidates().flatMap((member) => (member.candidate ? [member.nodeId] : [])));
-  if (!server.replicas().some((replica) => ids.has(replica.nodeId))) return false;
-  try {
-    const names = store.databases().filter((name) => store.lastFile(name)?.commitPages !== 0);
-    await applier.lockForHandOff(names, LOCK_LIMIT_MS);
-    // Nobody commits any more; what was committed a moment ago is captured before anything is compared.
-    for (const name of names) await capture.position(name);
-    const target = await caughtUp(parts, ids);
-    if (target === undefined) return false;
-    await lease.handOff(target);
-    events.add('handed-off', `the lease was handed to ${target}`);
-    return true;
-  } catch (error) {
-    events.add('hand-off-failed', toKiteError(error).message, { level: 'warn' });
-    return false;
-  } finally {
-    await applier.unlock().catch(() => undefined);
-  }
-}
+export class HandOff {
+  readonly #parts: HandOffParts;
+  #running = false;
 
-/** A connected candidate that has everything in its log, as soon as there is one. */
-async function caughtUp(
-  { store, server }: HandOffParts,
-  ids: ReadonlySet<string>,
-): Promise<string | undefined> {
-  const hasAll = (replica: ReplicaStatus): boolean =>
-    store.databases().every((name) => {
-      const ours = store.position(name);
-      const theirs = replica.databases.get(name)?.received;
-      return theirs !== undefined && theirs.txid === ours?.txid && theirs.checksum === ours.checksum;
-    });
-  const limit = monotonicMs() + CATCH_UP_LIMIT_MS;
-  while (monotonicMs() < limit) {
-    const connected = server.replicas().filter((replica) => ids.has(replica.nodeId));
-    // They may all be stopping as well: then there is nobody to wait for.
-    if (connected.length === 0) return undefined;
-    const target = connected.find(hasAll);
-    if (target) return target.nodeId;
-    await sleep(5);
+  constructor(parts: HandOffParts) {
+    this.#parts = parts;
   }
-  return undefined;
+
+  /** Whether there is anybody who could succeed. */
+  get possible(): boolean {
+    const { lease } = this.#parts;
+    return lease.members.some(({ candidate, nodeId }) => candidate && this.#replica(nodeId) !== undefined);
+  }
+
+  /** Resolves with the successor's node id. Rejects with ERR_LEASE_HANDOFF when it was called off, and with what it met. */
+  async run(request: HandOffRequest): Promise<string> {
+    const { events, roles, applier } = this.#parts;
+    if (this.#running) throw new KiteError('ERR_LEASE_HANDOFF', 'another hand-off is under way');
+    this.#running = true;
+    const beganMs = monotonicMs();
+    try {
+      const target = await this.#near(this.#eligible(request.target), request.waitMs);
+      await this.#lockAll(request.waitMs);
+      const heldMs = monotonicMs();
+      await this.#finish(target);
+      const [tookMs, pauseMs] = [monotonicMs() - beganMs, monotonicMs() - heldMs].map(Math.round);
+      events.add(
+        'handed-off',
+        `the lease was handed to ${target} (${request.reason}); it took ${tookMs} ms, writers waited ${pauseMs} ms here`,
+      );
+      return target;
+    } catch (thrown) {
+      const error = toKiteError(thrown);
+      events.add(
+        'hand-off-failed',
+        `${request.reason}: not handed over, this node stays primary: ${error.message}`,
+        { level: 'warn' },
+      );
+      throw error;
+    } finally {
+      this.#running = false;
+      // After the change of role: a writer that gets the lock must find a replica, or the primary that this node still is.
+      roles.resumeWrites();
+      await applier.unlock().catch(() => undefined);
+    }
+  }
+
+  /** Those who may succeed, best first. */
+  #eligible(target: string | undefined): readonly Member[] {
+    const { nodeId, lease } = this.#parts;
+    const others = lease.members.filter((member) => member.nodeId !== nodeId);
+    if (target === undefined) {
+      const candidates = others.filter((member) => member.candidate);
+      if (this.possible) return candidates.toSorted((a, b) => b.priority - a.priority);
+      throw new KiteError('ERR_LEASE_HANDOFF', 'no other candidate is connected to this node');
+    }
+    if (target === nodeId) throw new KiteError('ERR_LEASE_HANDOFF', `${target} is the primary already`);
+    const member = others.find((one) => one.nodeId === target);
+    if (!member) throw new KiteError('ERR_LEASE_HANDOFF', `${target} is not registered with the lease`);
+    if (!member.candidate) {
+      throw new KiteError(
+        'ERR_LEASE_NOT_CANDIDATE',
+        `${target} can never be primary: lease.candidate is false`,
+      );
+    }
+    if (!this.#replica(target)) throw new KiteError('ERR_LEASE_HANDOFF', `${target} is not connected`);
+    return [member];
+  }
+
+  #replica(nodeId: string): ReplicaStatus | undefined {
+    return this.#parts.server.replicas().find((replica) => replica.nodeId === nodeId);
+  }
+
+  /**
+   * Waits, while everybody writes on, until one of them follows closely. Where more is written than a successor can apply
+   * none ever does: then the best one is taken if it moves, and has all writers' waiting to catch up in.
+   */
+  async #near(members: readonly Member[], waitMs: number): Promise<string> {
+    const limitMs = monotonicMs() + waitMs;
+    const applied = (nodeId: string): bigint =>
+      [...(this.#replica(nodeId)?.databases.values() ?? [])].reduce(
+        (sum, at) => sum + (at.applied?.txid ?? 0n),
+        0n,
+      );
+    let before: ReadonlyMap<string, bigint> = new Map();
+    for (;;) {
+      const goals = this.#logEnds();
+      for (const roundMs = monotonicMs(); monotonicMs() - roundMs < NEAR_MS; await sleep(POLL_MS)) {
+        const near = members.find(({ nodeId }) => this.#replica(nodeId) && !this.#lacks(nodeId, goals));
+        if (near) return near.nodeId;
+      }
+      const connected = members.filter(({ nodeId }) => this.#replica(nodeId));
+      const [best] = connected;
+      if (!best) throw new KiteError('ERR_LEASE_HANDOFF', 'the successor is not connected any more');
+      if (monotonicMs() > limitMs) {
+        const moving = connected.find(({ nodeId }) => applied(nodeId) > (before.get(nodeId) ?? 0n));
+        if (moving) return moving.nodeId;
+        const lacks = this.#lacks(best.nodeId, goals);
+        throw new KiteError('ERR_LEASE_HANDOFF', `${best.nodeId} does not catch up: ${lacks}`);
+      }
+      before = new Map(connected.map(({ nodeId }) => [nodeId, applied(nodeId)]));
+    }
+  }
+
+  /** SQLite's write locks on all databases; one that cannot be had in time is left out: its writer gets an error. */
+  async #lockAll(waitMs: number): Promise<void> {
+    const { applier, store, events } = this.#parts;
+    const limitMs = monotonicMs() + waitMs;
+    for (;;) {
+      const unlocked = await applier.lockForHandOff(store.databases(), LOCK_ATTEMPT_MS);
+      if (unlocked.length === 0) return;
+      const leftMs = limitMs - monotonicMs();
+      if (leftMs <= 0) {
+        for (const { name, reason } of unlocked) {
+          const message = `handing off without the write lock of ${name}, whose writer gets an error: ${reason}`;
+          events.add('hand-off-cuts-off', message, { database: name, level: 'warn' });
+        }
+        return;
+      }
+      // One long transaction must not keep the writers of all other databases waiting.
+      await applier.unlock();
+      await applier.lockForHandOff(
+        unlocked.map(({ name }) => name),
+        leftMs,
+      );
+      await applier.unlock();
+    }
+  }
+
+  async #finish(target: string): Promise<void> {
+    const { lease, roles } = this.#parts;
+    // The locks are SQLite's courtesy; this is what makes the position final, also for databases that have no lock.
+    await roles.pauseWrites();
+    const limitMs = monotonicMs() + EXACT_LIMIT_MS;
+    for (let ends = await this.#finalEnds(); ;) {
+      for (let lacks; (lacks = this.#lacks(target, ends)) !== undefined; await sleep(POLL_MS)) {
+        if (!this.#replica(target)) throw new KiteError('ERR_LEASE_HANDOFF', `${target} is gone`);
+        if (monotonicMs() < limitMs) continue;
+        throw new KiteError('ERR_LEASE_HANDOFF', `${target} did not take the last transactions: ${lacks}`);
+      }
+      // A database that was made at the last moment may have been on its way to capture.
+      const now = await this.#finalEnds();
+      if (now.size === ends.size && [...now].every(([name, end]) => samePosition(end, ends.get(name)!)))
+        break;
+      ends = now;
+    }
+    await lease.handOff(target);
+    await roles.settled();
+  }
+
+  #logEnds(): ReadonlyMap<string, EpochPosition> {
+    return this.#parts.store.logEnds();
+  }
+
+  /** The log's ends after everything that the mount has let pass is captured. */
+  async #finalEnds(): Promise<ReadonlyMap<string, EpochPosition>> {
+    const { capture, store } = this.#parts;
+    for (const name of new Set([...store.databases(), ...store.logEnds().keys()]))
+      await capture.position(name);
+    return this.#logEnds();
+  }
+
+  /** What a replica does not show to its readers yet, in words; undefined: nothing. */
+  #lacks(nodeId: string, ends: ReadonlyMap<string, EpochPosition>): string | undefined {
+    const databases = this.#replica(nodeId)?.databases;
+    const existing = new Set(this.#parts.store.databases());
+    for (const [name, end] of ends) {
+      const theirs = databases?.get(name);
+      // Of one that was dropped they need to know that; one that they never had is nothing to them.
+      if (!existing.has(name) && theirs?.received === undefined) continue;
+      const at = existing.has(name) ? theirs?.applied : theirs?.received;
+      if (at && samePosition(at, end)) continue;
+      return `${name} is at TXID ${at?.txid ?? 0n} of ${end.txid}`;
+    }
+    return undefined;
+  }
 }

@@ -130,6 +130,15 @@ export class NodeStore implements ReplicationStore {
     return entry?.needsSnapshot ? undefined : entry?.log.lastPosition;
   }
 
+  /** End of each log, also of databases that were dropped. */
+  logEnds(): ReadonlyMap<string, EpochPosition> {
+    const ends = new Map<string, EpochPosition>();
+    for (const { name, log } of this.#entries.values()) {
+      if (log.lastPosition) ends.set(name, log.lastPosition);
+    }
+    return ends;
+  }
+
   appliedPosition(name: string): EpochPosition | undefined {
     if (this.#isPrimary()) return this.position(name);
     const applied = this.#entries.get(name)?.applied?.position;

@@ -25,9 +25,10 @@ import { DataDirectory } from '../store/data-directory.js';
 import { monotonicMs } from '../util/clock.js';
 import { joinCluster } from './cluster-id.js';
 import { EventLog } from './event-log.js';
-import { handOff } from './hand-off.js';
+import { HAND_OFF_WAIT_MS, HandOff, type HandOffRequest } from './hand-off.js';
 import { openLease } from './lease-kinds.js';
 import { NodeStore } from './node-store.js';
+import { Promotion } from './promotion.js';
 import { Retention } from './retention.js';
 import { RoleSwitch } from './role.js';
 import { specialFile } from './special-files.js';
@@ -50,8 +51,14 @@ export class Node implements NodeApi {
   #server!: ReplicationServer;
   #roles!: RoleSwitch;
   #lease: Lease | undefined;
+  #handOff: HandOff | undefined;
+  #promotion: Promotion | undefined;
   #role: NodeRole = 'starting';
   #holder: LeaseHolder | undefined;
+  /** Aborted by `stop`: from then on this node changes its role no more. */
+  readonly #stopping = new AbortController();
+  /** When the stream of a primary was last seen open and caught up, and of which one. */
+  #followed = { epoch: 0n, atMs: -Infinity };
   /** Set once the databases were caught up, or there was nothing to catch up with. */
   #wasReady = false;
   #onFatal: ((error: KiteError) => void) | undefined;
@@ -175,6 +182,9 @@ export class Node implements NodeApi {
       role: () => this.#primaryRole(),
       secret: config.peer.secret,
       onHigherEpoch: (epoch) => this.#onHigherEpoch(epoch),
+      onHandOff: async (target, waitMs) => {
+        await this.#runHandOff({ target, waitMs, reason: 'it asked for it' });
+      },
       onEvent: (event) => this.#onReplicaEvent(event),
     });
     this.#undo.push(() => this.#server.stop());
@@ -186,6 +196,7 @@ export class Node implements NodeApi {
       logger: this.#logger,
       importDir: tmpDir,
       maxImportBytes: config.http.maxImportBytes,
+      token: config.http.token,
     });
     this.#undo.push(() => admin.close());
 
@@ -202,10 +213,29 @@ export class Node implements NodeApi {
       },
       highestEpoch: this.#data.node.epoch,
       positions: () => this.#leasePositions(),
+      followed: (epoch, atMs) => this.#hasFollowed(epoch, atMs),
       ttlMs: config.lease.ttlMs,
       lockDelayMs: config.lease.lockDelayMs,
       electionWaitMs: config.lease.electionWaitMs,
       onEvent: (event) => this.#onLeaseEvent(event),
+    });
+    this.#handOff = new HandOff({
+      nodeId,
+      lease: this.#lease,
+      applier: this.#applier,
+      capture: this.#capture,
+      store: this.#store,
+      server: this.#server,
+      roles: this.#roles,
+      events: this.#events,
+    });
+    this.#promotion = new Promotion({
+      config,
+      lease: this.#lease,
+      roles: this.#roles,
+      events: this.#events,
+      role: () => this.#role,
+      holder: () => this.#holder,
     });
     this.#lease.start();
 
@@ -233,17 +263,12 @@ export class Node implements NodeApi {
   /** A clean stop: hands the lease over when it can, so that no other node has to wait for it. Never throws. */
   async stop(): Promise<void> {
     const wasPrimary = this.#role === 'primary';
+    this.#stopping.abort();
     try {
-      if (wasPrimary && this.#lease) {
-        await handOff({
-          lease: this.#lease,
-          applier: this.#applier,
-          capture: this.#capture,
-          store: this.#store,
-          server: this.#server,
-          events: this.#events,
-          candidates: () => this.#lease?.members ?? [],
-        });
+      if (wasPrimary && this.#handOff?.possible) {
+        const request = { target: undefined, waitMs: HAND_OFF_WAIT_MS, reason: 'this node stops' };
+        // Not handed over: then the lease is simply given up, and whoever is there takes it.
+        await this.#handOff.run(request).catch(() => undefined);
       }
       this.#role = 'stopping';
       this.#control.deadlineNs = 0n;
@@ -312,18 +337,54 @@ export class Node implements NodeApi {
   }
 
   async importDatabase(name: string, path: string): Promise<string> {
-    if (this.#role !== 'primary') {
-      const where = this.#holder
-        ? `; the primary is ${this.#holder.nodeId} (${this.#holder.advertiseUrl})`
-        : '';
-      throw new KiteError('ERR_DAEMON_NOT_PRIMARY', `this node is not the primary${where}`);
-    }
+    this.#requirePrimary();
     await this.#applier.import(name, path);
     const position = await this.#capture.position(name);
     return formatPosition(position ?? NO_POSITION);
   }
 
+  async promote(request: { waitMs: number; acceptLoss: boolean }): Promise<void> {
+    await this.#promotion?.promote(request);
+  }
+
+  /** `lease.promote`, once this node is up. */
+  async promoteAtStart(): Promise<void> {
+    const { promote, candidate, type } = this.#config.lease;
+    if (promote && candidate && type !== 'static') await this.#promotion?.atStart(this.#stopping.signal);
+  }
+
+  async handOff(target: string | undefined, waitMs: number): Promise<string> {
+    return await this.#runHandOff({ target, waitMs, reason: 'an administrator asked for it' });
+  }
+
   // --- role
+
+  async #runHandOff(request: HandOffRequest): Promise<string> {
+    this.#requirePrimary();
+    if (!this.#handOff) throw new KiteError('ERR_DAEMON_NOT_READY', 'this node is starting');
+    return await this.#handOff.run(request);
+  }
+
+  #requirePrimary(): void {
+    if (this.#role === 'primary') return;
+    const where = this.#holder
+      ? `; the primary is ${this.#holder.nodeId} (${this.#holder.advertiseUrl})`
+      : '';
+    throw new KiteError('ERR_DAEMON_NOT_PRIMARY', `this node is not the primary${where}`);
+  }
+
+  /** Asked before the lease is taken; noted at each heartbeat, so it may be one old. */
+  #hasFollowed(epoch: bigint, atMs: number): boolean {
+    const { epoch: followed, atMs: lastMs } = this.#followed;
+    return followed === epoch && lastMs >= atMs - this.#config.lease.ttlMs;
+  }
+
+  #noteFollowing(): void {
+    const client = this.#roles.client?.status();
+    if (client?.connected && client.caughtUp) {
+      this.#followed = { epoch: this.#data.node.epoch, atMs: monotonicMs() };
+    }
+  }
 
   #onLeaseEvent(event: LeaseEvent): void {
     switch (event.kind) {
@@ -360,7 +421,7 @@ export class Node implements NodeApi {
         this.#control.deadlineNs = 0n;
         // A node that stops gives the lease up; it does not become a replica for that, which would have to wait for
         // applications that are in a transaction.
-        if (this.#role === 'stopping') break;
+        if (this.#stopping.signal.aborted) break;
         if (this.#mayBecomePrimaryAtOnce(event.of)) break;
         this.#data.updateNode({ epoch: event.epoch });
         this.#setRole('replica', event.of);
@@ -419,6 +480,7 @@ export class Node implements NodeApi {
   }
 
   #leasePositions(): LeasePositions {
+    this.#noteFollowing();
     const positions: Record<string, string> = {};
     for (const name of this.#store.databases()) {
       const position = this.#store.position(name);

@@ -151,6 +151,25 @@ export class RoleSwitch {
     return this.#parts.mount.stopWrites([...this.#stopped]);
   }
 
+  /**
+   * Nothing more is committed until `resumeWrites`, in any database; resolves when no write is under way in the mount.
+   * Not kept over a change of role: a replica takes the applier's writes.
+   */
+  pauseWrites(): Promise<void> {
+    this.#parts.control.paused = true;
+    // Any message to the mount thread will do: it is read between two requests.
+    return this.#parts.mount.stopWrites([...this.#stopped]);
+  }
+
+  resumeWrites(): void {
+    this.#parts.control.paused = false;
+  }
+
+  /** Resolves when the changes of role that were decided so far have been made. */
+  settled(): Promise<void> {
+    return this.#inTurn(async () => undefined);
+  }
+
   /** A database needs a snapshot: the primary learns it from a new hello. */
   async reconnect(): Promise<void> {
     const holder = this.#followed;

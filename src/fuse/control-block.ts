@@ -19,6 +19,7 @@ const STATE = 0; // Int32 index
 const DEADLINE = 1; // BigInt64 index
 const EPOCH = 2; // BigInt64 index
 const WALL_DEADLINE = 3; // BigInt64 index, ms since 1970
+const PAUSED = 8; // Int32 index
 const BYTES = 64;
 
 export class ControlBlock {
@@ -65,10 +66,23 @@ export class ControlBlock {
     Atomics.store(this.#int64, EPOCH, epoch);
   }
 
+  /**
+   * The last step of a hand-off: nothing more may be committed, so that the position which the successor has is the last
+   * one, also of a database that was made a moment ago and that nobody holds a lock of.
+   */
+  get paused(): boolean {
+    return Atomics.load(this.#int32, PAUSED) !== 0;
+  }
+
+  set paused(paused: boolean) {
+    Atomics.store(this.#int32, PAUSED, paused ? 1 : 0);
+  }
+
   /** Whether an application's write may be made now, or answered now as made. */
   mayWrite(): boolean {
     return (
       this.state === MountState.primary &&
+      !this.paused &&
       process.hrtime.bigint() < this.deadlineNs &&
       Date.now() < Number(Atomics.load(this.#int64, WALL_DEADLINE))
     );

@@ -10,6 +10,10 @@ export interface NodeApi {
    * transaction. Resolves with the new position `<txid>/<checksum>`. The file is the caller's to remove.
    */
   importDatabase(name: string, path: string): Promise<string>;
+  /** Makes this node the primary; resolves when it is. `waitMs`: how long the hand-off may wait for writers. */
+  promote(request: { readonly waitMs: number; readonly acceptLoss: boolean }): Promise<void>;
+  /** On the primary: hands over to this node, or to whichever candidate has everything; resolves with its id. */
+  handOff(target: string | undefined, waitMs: number): Promise<string>;
 }
 
 export interface ExportedDatabase {

@@ -1,7 +1,7 @@
 import { mkdir, open, rm, statfs } from 'node:fs/promises';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { join } from 'node:path';
-import { randomUUID } from 'node:crypto';
+import { createHash, randomUUID, timingSafeEqual } from 'node:crypto';
 import { Readable } from 'node:stream';
 import { finished, pipeline } from 'node:stream/promises';
 import { isLoopback } from '../config/values.js';
@@ -35,6 +35,8 @@ const ROUTES: Readonly<Record<string, Handler>> = {
   },
   'GET /export': exportDatabase,
   'POST /import': importDatabase,
+  'POST /promote': promote,
+  'POST /handoff': handOff,
 };
 
 /** Answers one request; never throws. */
@@ -71,8 +73,34 @@ function showDatabase({ node, response, url }: Exchange): void {
   sendJson(response, 200, database);
 }
 
+async function promote(exchange: Exchange): Promise<void> {
+  requireAdmin(exchange);
+  const { node, response, url } = exchange;
+  await node.promote({
+    waitMs: waitOf(exchange),
+    acceptLoss: url.searchParams.get('accept-loss') === 'true',
+  });
+  const { nodeId, epoch } = node.status();
+  sendJson(response, 200, { nodeId, epoch });
+}
+
+async function handOff(exchange: Exchange): Promise<void> {
+  requireAdmin(exchange);
+  const { node, response, url } = exchange;
+  const primary = await node.handOff(url.searchParams.get('nodeID') ?? undefined, waitOf(exchange));
+  sendJson(response, 200, { primary });
+}
+
+/** `?wait=` in milliseconds. */
+function waitOf({ url }: Exchange): number {
+  const text = url.searchParams.get('wait') ?? '5000';
+  if (!/^\d{1,7}$/.test(text))
+    throw new KiteError('ERR_HTTP_REQUEST', 'wait: expected a number of milliseconds');
+  return Number(text);
+}
+
 async function exportDatabase(exchange: Exchange): Promise<void> {
-  requireLoopback(exchange);
+  requireAdmin(exchange);
   const { node, response } = exchange;
   const database = await node.exportDatabase(nameOf(exchange));
   response.writeHead(200, {
@@ -84,11 +112,8 @@ async function exportDatabase(exchange: Exchange): Promise<void> {
 
 /** The body goes to a file first, so that a broken upload never reaches a database. */
 async function importDatabase(exchange: Exchange): Promise<void> {
-  requireLoopback(exchange);
+  requireAdmin(exchange);
   const { request, response, node, importDir, maxImportBytes } = exchange;
-  // A page in a browser on this machine could post here as well; browsers say where a page comes from.
-  if (request.headers.origin !== undefined)
-    throw new KiteError('ERR_HTTP_REQUEST', 'an import is not taken from a web page');
   const name = nameOf(exchange);
   await mkdir(importDir, { recursive: true });
   const path = join(importDir, randomUUID());
@@ -133,10 +158,22 @@ function nameOf({ url }: Exchange): string {
   return name;
 }
 
-/** Whole databases pass here and there is no authentication yet: only programs on the node itself are served. */
-function requireLoopback({ request }: Exchange): void {
-  if (!isLoopback(request.socket.remoteAddress ?? ''))
-    throw new KiteError('ERR_HTTP_LOOPBACK', 'import and export are served to this machine only');
+/**
+ * Who changes something or reads whole databases shows the token of `http.token`; where none is set, only programs on the
+ * node itself are served. A page in a browser on this machine could post here as well: browsers say where a page comes from.
+ */
+function requireAdmin({ request, token }: Exchange): void {
+  const { origin, authorization } = request.headers;
+  if (request.method !== 'GET' && origin !== undefined)
+    throw new KiteError('ERR_HTTP_REQUEST', 'this is not taken from a web page');
+  if (token === undefined) {
+    if (isLoopback(request.socket.remoteAddress ?? '')) return;
+    throw new KiteError('ERR_HTTP_LOOPBACK', 'without http.token this is served to this machine only');
+  }
+  const digest = (text: string): Buffer => createHash('sha256').update(text).digest();
+  // Of equal length, and compared in constant time: nothing of the token shows.
+  if (!timingSafeEqual(digest(authorization ?? ''), digest(`Bearer ${token}`)))
+    throw new KiteError('ERR_HTTP_TOKEN', 'the token of http.token is missing or wrong');
 }
 
 function sendJson(response: ServerResponse, status: number, body: unknown): void {

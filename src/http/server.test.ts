@@ -46,6 +46,7 @@ describe('the admin server', () => {
   let dir: string;
   let server: AdminServer;
   let status: NodeStatus;
+  let asked: unknown;
   let imported: { name: string; bytes: Buffer } | undefined;
 
   const node: NodeApi = {
@@ -64,6 +65,11 @@ describe('the admin server', () => {
       imported = { name, bytes: readFileSync(path) };
       return Promise.resolve('0000000000000001/8000000000000001');
     },
+    promote: (request) => {
+      asked = request;
+      return Promise.resolve();
+    },
+    handOff: (target) => Promise.resolve(target ?? 'whoever'),
   };
   const call = (path: string, init?: RequestInit): Promise<Response> =>
     fetch(`http://127.0.0.1:${server.port}${path}`, init);
@@ -151,6 +157,44 @@ describe('the admin server', () => {
     });
     expect(fromPage.status).toBe(400);
     expect((await call('/db/%E0%A4%A')).status).toBe(400);
+  });
+
+  it('passes on who is to be primary, and refuses a request that it cannot read', async () => {
+    const promoted = await call('/promote?wait=700&accept-loss=true', { method: 'POST' });
+    expect(await promoted.json()).toEqual({ nodeId: STATUS.nodeId, epoch: STATUS.epoch });
+    expect(asked).toEqual({ waitMs: 700, acceptLoss: true });
+    const handed = await call('/handoff?nodeID=n2', { method: 'POST' });
+    expect(await handed.json()).toEqual({ primary: 'n2' });
+    expect((await call('/promote?wait=soon', { method: 'POST' })).status).toBe(400);
+    expect((await call('/promote')).status).toBe(404);
+  });
+
+  it('serves admin actions only to who shows the token, once there is one', async () => {
+    const guarded = await AdminServer.listen({
+      address: { host: '127.0.0.1', port: 0 },
+      node,
+      metrics: new Metrics(() => status),
+      logger: createLogger({ format: 'json', level: 'silent' }),
+      importDir: dir,
+      maxImportBytes: 1,
+      token: '0123456789abcdef',
+    });
+    const ask = async (authorization?: string): Promise<number> => {
+      const headers = authorization === undefined ? {} : { authorization };
+      const url = `http://127.0.0.1:${guarded.port}`;
+      const posts = [`${url}/promote`, `${url}/handoff`, `${url}/import?name=a`];
+      const answers = await Promise.all([
+        ...posts.map((post) => fetch(post, { method: 'POST', headers })),
+        fetch(`${url}/export?name=tenants%2F42.db`, { headers }),
+      ]);
+      const [first = 0, ...others] = answers.map((answer) => answer.status);
+      expect(others).toEqual(others.map(() => first));
+      return first;
+    };
+    expect(await ask()).toBe(401);
+    expect(await ask('Bearer 0123456789abcdeg')).toBe(401);
+    expect(await ask('Bearer 0123456789abcdef')).toBe(200);
+    await guarded.close();
   });
 
   it('says that its port is in use', async () => {

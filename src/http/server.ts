@@ -16,6 +16,8 @@ export interface AdminServerOptions {
   /** Where imports are received before they become a database: on the file system of the data directory. */
   readonly importDir: string;
   readonly maxImportBytes: number;
+  /** What admin actions must show; undefined: they are served to this machine only. */
+  readonly token?: string | undefined;
 }
 
 /** The HTTP server for people and tools on the node: metrics, status, import, export. */

@@ -32,6 +32,7 @@ class Bench {
       electionWaitMs: 1000,
       provesEnd: false,
       positions: () => ({}),
+      followed: () => true,
       ...options,
     });
   }

@@ -90,6 +90,9 @@ export class LeaseMachine {
   /** After an outage the holder gets this long to come back first. */
   #graceUntilMs = -Infinity;
   #pausedUntilMs = -Infinity;
+  #lossAcceptedUntilMs = -Infinity;
+  /** The version of the record by which this process named a successor. */
+  #handedOver: string | undefined;
   #toldReplica: string | undefined;
   #toldWaiting: string | undefined;
   #toldEpochBack: string | undefined;
@@ -110,6 +113,10 @@ export class LeaseMachine {
 
   get record(): LeaseRecord | undefined {
     return this.#known?.record;
+  }
+
+  get waitingFor(): string {
+    return this.#toldWaiting ?? 'it does not know the lease';
   }
 
   get members(): readonly Member[] {
@@ -142,6 +149,9 @@ export class LeaseMachine {
       }
       case 'leave':
         return this.#startLeaving(now, input.leave);
+      case 'acceptLoss':
+        this.#lossAcceptedUntilMs = now + input.forMs;
+        return;
       case 'clockGap':
         // Everything that was measured or sent before the gap counts for nothing.
         this.#fence(input.why);
@@ -253,6 +263,7 @@ export class LeaseMachine {
     this.#known = { version, record, sinceMs: now };
     this.#highestEpoch = record.epoch;
     if (call.purpose === 'leave') {
+      this.#handedOver = version;
       this.#hold = undefined;
       this.#follow();
       return;
@@ -411,6 +422,8 @@ export class LeaseMachine {
       ],
       rivals: this.#membership.rivals(now, holder?.nodeId),
       formerRegion: members.find((member) => member.nodeId === holder?.nodeId)?.region,
+      acceptLoss: now < this.#lossAcceptedUntilMs,
+      handedOver: known.version === this.#handedOver,
     });
     if (verdict.kind === 'take') return { reason: verdict.reason, behind: verdict.behind };
     this.#wakeBy(verdict.untilMs);

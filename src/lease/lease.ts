@@ -15,6 +15,8 @@ export interface LeaseOptions {
   readonly highestEpoch: bigint;
   /** Log ends of this node now, database name to `<epoch>:<txid>`. Must be cheap: asked at every heartbeat. */
   positions(): LeasePositions;
+  /** See LeaseMachineOptions. */
+  followed(epoch: bigint, atMs: number): boolean;
   /** Default 5000. */
   readonly ttlMs?: number;
   /** How much clock rates may differ over one ttl. Default ttl/10. */
@@ -66,6 +68,7 @@ export class Lease {
       electionWaitMs: options.electionWaitMs ?? 1000,
       provesEnd: options.adapter.ended !== undefined,
       positions: () => options.positions(),
+      followed: (epoch, atMs) => options.followed(epoch, atMs),
     });
   }
 
@@ -83,6 +86,11 @@ export class Lease {
   /** The daemon cannot become primary now: empties the holder, and does not try again for two ttl. */
   giveUp(why: string): void {
     void this.#leave({ kind: 'giveUp', why });
+  }
+
+  /** Lets this node take a free lease for so long although it may lack something. A holder must be silent all the same. */
+  acceptLoss(forMs: number): void {
+    this.#feed({ kind: 'acceptLoss', forMs });
   }
 
   /**
@@ -116,6 +124,11 @@ export class Lease {
   /** The last record read, undefined when there is none or nothing was read yet. */
   get record(): LeaseRecord | undefined {
     return this.#machine.record;
+  }
+
+  /** Why this node does not take the lease, in words. */
+  get waitingFor(): string {
+    return this.#machine.waitingFor;
   }
 
   /** Members as last read, this node included. */

@@ -33,6 +33,8 @@ export type LeaseInput =
   | { readonly kind: 'failed'; readonly id: number; readonly why: string }
   | { readonly kind: 'ready'; readonly epoch: bigint }
   | { readonly kind: 'leave'; readonly leave: Leave }
+  /** A person lets this node take a free lease although it may lack something, for so long. */
+  | { readonly kind: 'acceptLoss'; readonly forMs: number }
   /** This machine's clocks ran apart: how long it really was away cannot be known. */
   | { readonly kind: 'clockGap'; readonly why: string }
   | { readonly kind: 'stop' };
@@ -61,4 +63,9 @@ export interface LeaseMachineOptions {
   /** Whether the adapter has `ended`. */
   readonly provesEnd: boolean;
   positions(): LeasePositions;
+  /**
+   * Whether this process was connected to the primary of `epoch` at `atMs` (monotonic): what it lacks is then what was under
+   * way, and not what was written while it was away.
+   */
+  followed(epoch: bigint, atMs: number): boolean;
 }

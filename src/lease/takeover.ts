@@ -16,6 +16,10 @@ export interface Situation {
   /** Live candidates apart from this node and the holder. */
   readonly rivals: readonly Member[];
   readonly formerRegion: string | undefined;
+  /** A person has said so: what this node may lack is given up. */
+  readonly acceptLoss: boolean;
+  /** The lease was this node's, and it named another to follow, who has not come yet. */
+  readonly handedOver: boolean;
 }
 
 export type Verdict =
@@ -28,7 +32,7 @@ export type Verdict =
 
 type Options = Pick<
   LeaseMachineOptions,
-  'node' | 'ttlMs' | 'marginMs' | 'lockDelayMs' | 'electionWaitMs' | 'positions'
+  'node' | 'ttlMs' | 'marginMs' | 'lockDelayMs' | 'electionWaitMs' | 'positions' | 'followed'
 >;
 
 /** Whether a candidate may take the lease now. */
@@ -40,23 +44,34 @@ export function takeover(nowMs: number, options: Options, at: Situation): Verdic
     const untilMs = free.atMs;
     return record?.holder ? { kind: 'held', untilMs } : { kind: 'wait', reason: free.reason, untilMs };
   }
+  const ours = options.positions();
+  const recorded = record?.positions ?? {};
+  const missing = behind(ours, recorded);
+  if (at.acceptLoss) {
+    return { kind: 'take', reason: `${free.reason}, and a loss is accepted`, behind: missing };
+  }
   const holdBack = at.holdBack.find((one) => nowMs < one.untilMs);
   if (holdBack) return { kind: 'wait', ...holdBack };
-  if (record && record.syncSet.length > 0 && !record.syncSet.includes(node.nodeId)) {
+  // The target of a hand-off was chosen by the primary, which saw that it has everything.
+  const named = record?.handoffTo === node.nodeId;
+  if (record && !named && record.syncSet.length > 0 && !record.syncSet.includes(node.nodeId)) {
     const reason = 'only a member of the sync set may win: this node may lack acknowledged data';
     return { kind: 'wait', reason, untilMs: Infinity };
   }
-  const ours = options.positions();
-  const recorded = record?.positions ?? {};
-  // The target of a hand-off was chosen by the primary, which knew its position exactly.
-  if (record?.handoffTo !== node.nodeId) {
+  // An old copy that comes up alone must not become the truth. What this node itself had before a power cut is no old copy.
+  const own = record?.holder?.nodeId === node.nodeId;
+  if (record && !named && missing.length > 0 && !own && !options.followed(record.epoch, at.sinceMs)) {
+    const reason = `this node was away while the previous primary wrote (${missing.join(', ')}): start one that has it`;
+    return { kind: 'wait', reason, untilMs: Infinity };
+  }
+  if (!named) {
     const defer = deference({ node, ours, recorded, rivals: at.rivals, formerRegion: at.formerRegion });
     const waitMs = defer?.kind === 'data' ? electionWaitMs : Math.min(electionWaitMs, options.ttlMs / 10);
     if (defer && nowMs < free.atMs + waitMs) {
       return { kind: 'wait', reason: defer.reason, untilMs: free.atMs + waitMs };
     }
   }
-  return { kind: 'take', reason: free.reason, behind: behind(ours, recorded) };
+  return { kind: 'take', reason: free.reason, behind: missing };
 }
 
 /** From when on the record may be taken as it is, and why. */
@@ -80,6 +95,8 @@ function freeFrom(options: Options, at: Situation): { atMs: number; reason: stri
     };
   }
   if (handoffTo === undefined) return { atMs: sinceMs, reason: 'the previous primary gave the lease up' };
+  // Who named the successor need not be polite for long: it knows that nobody else can have written.
+  if (at.handedOver) return { atMs: sinceMs + ttlMs / 5, reason: `it was handed to ${handoffTo}` };
   if (handoffTo === node.nodeId) return { atMs: sinceMs, reason: 'it was handed to this node' };
   return { atMs: sinceMs + record.ttlMs, reason: `it was handed to ${handoffTo}` };
 }

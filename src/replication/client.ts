@@ -82,6 +82,16 @@ export class ReplicationClient {
     return { connected, caughtUp, primaryNodeId: this.#primaryNodeId, lastError: this.#lastError };
   }
 
+  /** Asks the primary to hand over to this node; `refused` is called when it will not (see PrimarySession). */
+  requestHandOff(waitMs: number, refused: (why: KiteError) => void): void {
+    if (!this.#session) {
+      return refused(
+        new KiteError('ERR_REPLICATION_DISCONNECTED', 'This node is not connected to the primary'),
+      );
+    }
+    this.#session.requestHandOff(waitMs, refused);
+  }
+
   /** Freshness of one database of this replica; undefined when it is not here. Kept while disconnected: the age grows. */
   freshness(name: string): DatabaseFreshness | undefined {
     return this.#freshness.report(name, monotonicMs());

@@ -58,6 +58,8 @@ export class PrimarySession implements ReceiverStream {
   #macDown: EnvelopeMac | undefined;
   #silentBeats = 0;
   #probeId = 0;
+  /** The question for the primary's role that is under way. */
+  #handOff = { id: 0, refused: (_why: KiteError): void => undefined };
   #flushing = false;
   #unsubscribe: (() => void) | undefined;
 
@@ -116,6 +118,16 @@ export class PrimarySession implements ReceiverStream {
     this.#call.cancel();
     this.#client.close();
     this.#host.ended(reason, primary);
+  }
+
+  /**
+   * Asks the primary to hand over to this node. With success the stream ends and the lease names this node; `refused`
+   * is called with the reason when it does not. A stream that ends otherwise leaves the question open.
+   */
+  requestHandOff(waitMs: number, refused: (why: KiteError) => void): void {
+    if (!this.streaming) return refused(disconnected());
+    this.#handOff = { id: this.#handOff.id + 1, refused };
+    this.#send({ handOff: { id: this.#handOff.id, waitMs } });
   }
 
   // For the receivers
@@ -230,6 +242,8 @@ export class PrimarySession implements ReceiverStream {
     });
     const positions = this.store.databases().map((name) => toWirePosition(name, this.store.position(name)));
     this.#send({ start: { positions } });
+    // Of a database in which nothing happens the primary would not hear otherwise how far this node is.
+    for (const { database } of positions) this.changed(this.#receiver(database!));
     this.#probe();
     this.#host.connected(challenge.nodeId, this.#epoch);
   }
@@ -258,6 +272,11 @@ export class PrimarySession implements ReceiverStream {
         return this.#answered(message.probeAnswer!);
       case 'goodbye':
         return this.end(disconnected());
+      case 'handOffRefused': {
+        const { id, code, text } = message.handOffRefused!;
+        if (id === this.#handOff.id) this.#handOff.refused(new KiteError(knownCode(code), text));
+        return;
+      }
       default:
         throw unexpected(message);
     }
@@ -272,9 +291,8 @@ export class PrimarySession implements ReceiverStream {
   }
 
   #refused(refusal: Refusal__Output): void {
-    const code = refusal.code in ERRORS ? (refusal.code as ErrorCode) : 'ERR_REPLICATION_DISCONNECTED';
     this.end(
-      new KiteError(code, `${this.#host.options.primaryAddress} refuses: ${refusal.text}`),
+      new KiteError(knownCode(refusal.code), `${this.#host.options.primaryAddress} refuses: ${refusal.text}`),
       refusal.primary ?? undefined,
     );
   }
@@ -318,6 +336,10 @@ export class PrimarySession implements ReceiverStream {
     this.#call.write({ body, mac: this.#macUp?.next(body) ?? Buffer.alloc(0) });
   }
 }
+
+/** The code that a peer sent, if this version has it too. */
+const knownCode = (code: string): ErrorCode =>
+  Object.hasOwn(ERRORS, code) ? (code as ErrorCode) : 'ERR_REPLICATION_DISCONNECTED';
 
 const disconnected = (): KiteError =>
   new KiteError('ERR_REPLICATION_DISCONNECTED', 'The primary has ended the stream');

@@ -272,6 +272,8 @@ export class ReplicaSession implements SenderStream {
       }
       case 'goodbye':
         return this.end();
+      case 'handOff':
+        return void this.#handOff(message.handOff!.id, message.handOff!.waitMs);
       default:
         throw unexpected(message);
     }
@@ -294,6 +296,18 @@ export class ReplicaSession implements SenderStream {
       name: ack.database,
       acknowledged,
     });
+  }
+
+  /** With success this stream ends by the change of role, so only a refusal is told. */
+  async #handOff(id: number, waitMs: number): Promise<void> {
+    try {
+      const { onHandOff } = this.#host.options;
+      if (!onHandOff) throw new KiteError('ERR_LEASE_HANDOFF', 'The primary hands nothing over');
+      await onHandOff(this.#nodeId, waitMs);
+    } catch (thrown) {
+      const { code, message } = toKiteError(thrown);
+      this.#control({ handOffRefused: { id, code, text: message } });
+    }
   }
 
   #answer(id: number): void {

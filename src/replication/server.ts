@@ -27,6 +27,8 @@ export interface ReplicationServerOptions {
   readonly durable?: boolean;
   /** An authenticated peer knows a higher epoch than this node's: somebody else is primary. */
   readonly onHigherEpoch?: (epoch: bigint) => void;
+  /** A replica asks for the primary's role; rejects when it stays here, and why is told to the replica. */
+  readonly onHandOff?: (nodeId: string, waitMs: number) => Promise<void>;
   readonly onEvent?: (event: ReplicaEvent) => void;
   readonly heartbeatMs?: number;
   /** A stream with no message for this long is dead. */

@@ -80,11 +80,11 @@ describe('the kitefs command', () => {
   });
 
   it('checks a configuration: notes with their line, mistakes with exit code 2', async () => {
-    const file = write('check.yml', 'lease:\n  promote: true\n');
+    const file = write('check.yml', 'data:\n  compress: true\n');
     const good = await runCli(['config', 'check', '-config', file]);
     expect(good).toMatchObject({
       code: 0,
-      stdout: expect.stringContaining(`${file}:2: lease.promote has no effect`),
+      stdout: expect.stringContaining(`${file}:2: data.compress has no effect`),
     });
     const bad = await runCli(['mount', '-config', write('bad.yml', 'fuse:\n  dri: /x\n')]);
     expect(bad.code).toBe(2);

@@ -116,6 +116,7 @@ export class LeaseWorld {
         lockDelayMs: 0,
         electionWaitMs: 1000,
         provesEnd: this.#provesEnd,
+        followed: () => random.chance(0.5),
         positions: () => ({ db: `${this.#positions[node]!.epoch}:${this.#positions[node]!.txid}` }),
       }),
       // Over ttl - margin against ttl + margin, rates may differ by a fifth.
