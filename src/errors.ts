@@ -90,9 +90,13 @@ export const ERRORS = {
   }),
   ERR_DAEMON_PORT: row('Choose another address, or end what listens there.', { exit: 2 }),
 
-  ERR_HTTP_LOOPBACK: row('Call it on the node itself, through 127.0.0.1.', { http: 403, grpc: 7 }),
+  ERR_HTTP_LOOPBACK: row('Call it on the node itself, through 127.0.0.1, or set http.token.', {
+    http: 403,
+    grpc: 7,
+  }),
   ERR_HTTP_NOT_FOUND: row('See docs/http-api.md for the paths.', { http: 404, grpc: 5 }),
   ERR_HTTP_REQUEST: row('Correct the request (docs/http-api.md).', { http: 400, grpc: 3 }),
+  ERR_HTTP_TOKEN: row('Set KITEFS_HTTP_TOKEN to the http.token of the node.', { http: 401, grpc: 16 }),
   ERR_HTTP_TOO_LARGE: row('Raise http.max-import, or free space in data.dir.', { http: 413, grpc: 8 }),
 
   ERR_LEASE_DENIED: row(
@@ -109,6 +113,10 @@ export const ERRORS = {
   ),
   ERR_LEASE_HANDOFF: row('Check that the target is a live candidate (`kitefs status`), then try again.', {
     retry: true,
+    http: 409,
+    grpc: 9,
+  }),
+  ERR_LEASE_NOT_CANDIDATE: row('Promote another node, or set `lease.candidate: true` on it and restart it.', {
     http: 409,
     grpc: 9,
   }),
