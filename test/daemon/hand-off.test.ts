@@ -1,0 +1,140 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { afterEach, expect, it } from 'vitest';
+import { runCli, type CliRun } from '../cli/run-cli.js';
+import { TestCluster, type TestNode, waitFor } from '../helpers/cluster.js';
+import { Shell } from '../helpers/shell.js';
+import { Load } from './load.js';
+
+/** The primary's role passes from node to node while applications write, and nothing that was acknowledged is lost. */
+let cluster: TestCluster | undefined;
+
+afterEach(async () => {
+  await cluster?.stop();
+  cluster = undefined;
+});
+
+const NAME = 'app.db';
+
+async function start(options: Parameters<typeof TestCluster.start>[0] = {}): Promise<TestCluster> {
+  cluster = await TestCluster.start({ ttl: '3s', ...options });
+  await cluster.node(1).sql(NAME, 'PRAGMA journal_mode=wal', Load.table);
+  await cluster.caughtUp(NAME);
+  return cluster;
+}
+
+const urlOf = (node: TestNode): string => `http://127.0.0.1:${node.httpPort}`;
+const promote = (node: TestNode, ...more: string[]): Promise<CliRun> =>
+  runCli(['promote', '--url', urlOf(node), ...more]);
+const roleOf = async (node: TestNode): Promise<string> => (await node.status()).role;
+const events = async (node: TestNode, kind: string): Promise<string[]> =>
+  (await node.status()).events.filter((event) => event.kind === kind).map((event) => event.message);
+
+it('goes back and forth under the load of three processes and loses nothing', async () => {
+  const { nodes } = await start();
+  const load = new Load(nodes, NAME);
+  await sleep(500);
+  for (let round = 0; round < 5; round += 1) {
+    const target = cluster!.node(2 - (round % 2));
+    expect(await promote(target)).toMatchObject({ code: 0, stdout: expect.stringContaining(target.id) });
+    expect(await roleOf(target)).toBe('primary');
+    await sleep(200);
+  }
+  const result = await load.finish(cluster!);
+  for (const node of nodes) console.log(node.id, await events(node, 'handed-off'));
+  console.log('5 hand-offs under load:', result);
+  expect(result.rows).toBeGreaterThan(100);
+  // Both daemons have lived through it.
+  expect(nodes.map((node) => node.running)).toEqual([true, true]);
+});
+
+it('cuts off only a writer that keeps its lock for ever', async () => {
+  await start();
+  const [first, second] = [cluster!.node(1), cluster!.node(2)];
+  await first.sql('other.db', 'PRAGMA journal_mode=wal', 'CREATE TABLE t(n)', 'INSERT INTO t VALUES (1)');
+  await cluster!.caughtUp('other.db');
+  const exclusive = new Shell(first.path('other.db'));
+  expect(await exclusive.ask('PRAGMA locking_mode=exclusive', 'INSERT INTO t VALUES (2)')).toBe('exclusive');
+  const idle = new Shell(first.path(NAME));
+  expect(await idle.ask('SELECT count(*) FROM t')).toBe('0');
+  expect(await promote(second, '--wait', '300ms')).toMatchObject({ code: 0 });
+  expect(await exclusive.ask('INSERT INTO t VALUES (3)')).toMatch(/disk I\/O|readonly/);
+  // A connection that was idle reads on, and is refused as on any replica.
+  expect(await idle.ask('SELECT count(*) FROM t')).toBe('0');
+  expect(await idle.ask("INSERT INTO t VALUES ('w', 1, '')")).toMatch(/disk I\/O|readonly/);
+  const cut = await events(first, 'hand-off-cuts-off');
+  expect(cut).toEqual([expect.stringContaining('sqlite3')]);
+  await second.sql('other.db', 'INSERT INTO t VALUES (4)');
+  await exclusive.close();
+  await idle.close();
+  await cluster!.assertSame('other.db');
+  expect(await first.sql('other.db', 'SELECT group_concat(n) FROM t')).toBe('1,2,4');
+});
+
+it('is called off when the successor does not answer, and the primary goes on', async () => {
+  const { nodes } = await start();
+  const [first, second] = [cluster!.node(1), cluster!.node(2)];
+  const load = new Load(nodes, NAME, 1);
+  await waitFor('rows', async () => Number(await first.sql(NAME, 'SELECT count(*) FROM t')) > 10);
+  process.kill(second.pid, 'SIGSTOP');
+  // The demotion asks from this side: the other one cannot be asked anything.
+  const demoted = await runCli(['demote', '--url', urlOf(first), '--to', second.id, '--wait', '500ms']);
+  process.kill(second.pid, 'SIGCONT');
+  expect(demoted).toMatchObject({ code: 1, stderr: expect.stringContaining(second.id) });
+  expect(await roleOf(first)).toBe('primary');
+  expect(await events(first, 'hand-off-failed')).toHaveLength(1);
+  expect((await load.finish(cluster!)).errors).toEqual([]);
+});
+
+it('takes the lease back when the successor stops before it has taken it', async () => {
+  await start();
+  const [first, second] = [cluster!.node(1), cluster!.node(2)];
+  // Everything is there already, so the hand-off is over before a stopped stream is noticed.
+  process.kill(second.pid, 'SIGSTOP');
+  const demoted = await runCli(['demote', '--url', urlOf(first), '--to', second.id]);
+  await waitFor('node1 to be primary again', async () => (await roleOf(first)) === 'primary');
+  await first.sql(NAME, "INSERT INTO t VALUES ('w', 1, '')");
+  process.kill(second.pid, 'SIGCONT');
+  expect(demoted.code).toBe(0);
+  await cluster!.assertSame(NAME);
+});
+
+it('refuses what cannot be, and says why', async () => {
+  await start({ nodes: 1 });
+  const first = cluster!.node(1);
+  const alone = await runCli(['demote', '--url', urlOf(first)]);
+  expect(alone).toMatchObject({ code: 1, stderr: expect.stringContaining('no other candidate') });
+  expect(await promote(first)).toMatchObject({ code: 0 });
+  const never = await cluster!.add({ candidate: false });
+  await cluster!.caughtUp(NAME);
+  for (const refused of [
+    await promote(never),
+    await runCli(['demote', '--url', urlOf(first), '--to', never.id]),
+  ]) {
+    expect(refused).toMatchObject({ code: 1, stderr: expect.stringContaining('ERR_LEASE_NOT_CANDIDATE') });
+  }
+  const notPrimary = await runCli(['demote', '--url', urlOf(never)]);
+  expect(notPrimary).toMatchObject({ code: 1, stderr: expect.stringContaining(first.id) });
+  expect(await roleOf(first)).toBe('primary');
+  await first.sql(NAME, "INSERT INTO t VALUES ('w', 1, '')");
+});
+
+it('runs a command on the primary that it has made, with the exit code of the command', async () => {
+  await start();
+  const second = cluster!.node(2);
+  const insert = [
+    'sqlite3',
+    second.path(NAME),
+    "INSERT INTO t VALUES ('run', 1, ''); SELECT count(*) FROM t",
+  ];
+  const done = await runCli(['run', '--promote', '--url', urlOf(second), '--', ...insert]);
+  expect(done).toMatchObject({ code: 0, stdout: expect.stringMatching(/^node2 is the primary.*\n1\n$/) });
+  expect(await runCli(['run', '--url', urlOf(second), '--', 'sh', '-c', 'exit 7'])).toMatchObject({
+    code: 7,
+  });
+  const killed = await runCli(['run', '--url', urlOf(second), '--', 'sh', '-c', 'kill -TERM $$']);
+  expect(killed).toMatchObject({ code: 143 });
+  // A node that wants to be primary is, when it comes up.
+  const third = await cluster!.add({ config: { lease: { promote: true } } });
+  await waitFor('node3 to be primary', async () => (await roleOf(third)) === 'primary');
+  await cluster!.assertSame(NAME);
+});
