@@ -274,7 +274,9 @@ export class CaptureService {
   #open(name: string, start: (database: DatabaseCapture, wasOpen: boolean) => void): DatabaseCapture {
     const epoch = this.#epoch as bigint;
     const { ltx, directory } = databasePaths(this.#options.dataDir, name);
-    const log = Log.open(ltx, { repair: true });
+    // Repaired when the node started; whatever came since this process has written whole. Verifying it all again would keep
+    // the writers of a hand-off waiting.
+    const log = Log.open(ltx, { repair: false });
     const database = this.#make(name, log, epoch, () => {
       if (this.#control.epoch <= epoch) return; // it is raised by whoever learns of another primary
       throw new KiteError('ERR_CAPTURE_FENCED', `${name}: epoch ${epoch} is over`);

@@ -404,10 +404,14 @@ export class LeaseMachine {
 
   // Taking the lease
 
+  get #mayStand(): boolean {
+    return this.#options.node.candidate && this.#membership.registered;
+  }
+
   #mayTake(now: number, known: Known): Hold['won'] {
     const options = this.#options;
     const members = this.members;
-    if (!options.node.candidate || !this.#membership.registered) return undefined;
+    if (!this.#mayStand) return undefined;
     const { record, sinceMs } = known;
     const holder = record?.holder;
     const virgin = this.#highestEpoch === 0n && members.every((member) => member.epoch === 0n);
@@ -474,6 +478,8 @@ export class LeaseMachine {
     // A former process of this very node is nobody to follow.
     const own = record?.holder?.nodeId === this.#self.nodeId;
     const of = back || own ? undefined : record?.holder;
+    // About to be the holder: to let go of everything for that moment would keep the writers of the hand-off waiting.
+    if (!back && record?.handoffTo === this.#self.nodeId && this.#mayStand) return;
     if (of) this.#toldWaiting = undefined;
     if (back) {
       const reason = `the lease is at epoch ${record.epoch} (${describe(record)}), this node has seen ${epoch}`;

@@ -8,7 +8,7 @@ import { decodeMember, decodeRecord, encodeMember, encodeRecord } from './record
 import type { LeaseAdapter, LeaseRecord, Member, NodeProcess, VersionedRecord } from './types.js';
 
 /** How often a watcher looks: one indexed read, some 10 us. */
-const POLL_MS = 20;
+const POLL_MS = 10;
 const BUSY_RETRY_MS = 5;
 
 /**
