@@ -1,7 +1,8 @@
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, expect, it } from 'vitest';
-import { TestCluster, waitFor } from '../helpers/cluster.js';
+import { runCli } from '../cli/run-cli.js';
+import { sqlite, TestCluster, waitFor } from '../helpers/cluster.js';
 
 /** One primary goes, the other node takes its place, and the first comes back as its replica. */
 let cluster: TestCluster | undefined;
@@ -54,16 +55,29 @@ it('hands over when the primary is stopped, and loses nothing', async () => {
   await cluster.assertSame('app.db');
 });
 
-it('keeps transactions that nobody else has when a killed primary comes back', async () => {
+it('does not let an old copy that starts alone take over unless told to, and then keeps what only the other one had', async () => {
   const { nodes } = await start();
   const [first, second] = [nodes[0], nodes[1]];
   if (!cluster || !first || !second) throw new Error('no cluster');
-  // The second node is away while the first commits and dies; it then takes over without those rows.
+  // The second node is away while the first commits and dies.
   await second.stop();
   await first.sql('app.db', 'INSERT INTO t VALUES (100)', 'INSERT INTO t VALUES (101)');
+  const position = BigInt(`0x${(await first.database('app.db'))?.position.split('/')[0]}`);
+  await waitFor('the lease to say how far the primary is', async () => {
+    const record = await sqlite(join(cluster!.dir, 'lease.db'), 'SELECT record FROM lease');
+    return record.includes(`:${position}"`);
+  });
   await first.kill();
-  await second.start();
-  await waitFor('node2 to be primary', async () => (await second.status()).role === 'primary', 60_000);
+  second.spawn();
+  await waitFor('node2 to say that it lacks something', async () => {
+    const status = await second.status().catch(() => undefined);
+    return (
+      status?.events.some(({ kind, message }) => kind === 'waiting' && message.includes('away')) ?? false
+    );
+  });
+  const promote = ['promote', '--url', `http://127.0.0.1:${second.httpPort}`];
+  expect((await runCli(promote)).code).toBe(1);
+  expect(await runCli([...promote, '--accept-loss'])).toMatchObject({ code: 0 });
   await second.sql('app.db', 'INSERT INTO t VALUES (2)');
   await first.start();
   await cluster.assertSame('app.db');
