@@ -72,6 +72,7 @@ export class ApplierServer {
         this.#open.delete(name);
         throw error;
       }
+      this.#context.check.add(name, (maxBytes) => database.check(maxBytes));
       return database;
     });
   }

@@ -22,6 +22,8 @@ import type {
 export interface ApplierOptions {
   readonly mountDir: string;
   readonly dataDir: string;
+  /** How much the full check behind an open may read per second; left out: it is not made. */
+  readonly checkBytesPerSecond?: number;
   readonly logger: Logger;
   /**
    * Tells the mount that the next open of each of these files (names in the mount, `app.db-wal`…) with
@@ -128,8 +130,8 @@ export class Applier {
   }
 
   /**
-   * Takes SQLite's write lock on all of these databases on the primary, so that writers see BUSY. Rejects with
-   * ERR_APPLIER_LOCKED, holding none, when that takes longer. The locks stay until `unlock`.
+   * Takes SQLite's write lock on each of these databases on the primary, so that writers see BUSY. Returns those whose
+   * lock was not had in time; the others stay locked until `unlock`.
    */
   lockForHandOff(names: readonly string[], timeoutMs: number): Promise<readonly Unlocked[]> {
     return this.#call('lock', { names, timeoutMs });
@@ -188,7 +190,8 @@ export class Applier {
 
   #spawn(): void {
     const { mountDir, dataDir, onStart } = this.#options;
-    const child = fork(MAIN, [mountDir, dataDir, this.#options.arm ? 'armed' : 'plain'], {
+    const checkRate = String(this.#options.checkBytesPerSecond ?? 0);
+    const child = fork(MAIN, [mountDir, dataDir, this.#options.arm ? 'armed' : 'plain', checkRate], {
       serialization: 'advanced',
       stdio: withoutFuse(['ignore', 'ignore', 'pipe', 'ipc'] as const),
       execArgv: [],

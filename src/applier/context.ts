@@ -1,5 +1,6 @@
 import { join } from 'node:path';
 
+import type { BackgroundCheck } from '../store/background-check.js';
 import type { Checkpointer } from './checkpointer.js';
 import type { Arm } from './database-files.js';
 import type { ApplierEvent } from './messages.js';
@@ -10,6 +11,8 @@ export interface ApplierContext {
   readonly dataDir: string;
   readonly arm: Arm | undefined;
   readonly checkpointer: Checkpointer;
+  /** Full checks of the databases that are served. */
+  readonly check: BackgroundCheck;
   readonly emit: (event: ApplierEvent) => void;
 }
 

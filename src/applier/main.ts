@@ -1,11 +1,12 @@
 import { KiteError, toKiteError } from '../errors.js';
+import { BackgroundCheck } from '../store/background-check.js';
 import { ApplierServer } from './applier-server.js';
 import { Checkpointer } from './checkpointer.js';
 import type { FromApplier, ToApplier } from './messages.js';
 
-/** The applier process: `main.js MOUNT_DIR DATA_DIR ARMED`, forked by Applier (applier.ts). */
+/** The applier process: `main.js MOUNT_DIR DATA_DIR ARMED CHECK_RATE`, forked by Applier (applier.ts). */
 
-const [, , mountDir, dataDir, armed] = process.argv;
+const [, , mountDir, dataDir, armed, checkRate] = process.argv;
 if (!mountDir || !dataDir || !process.send) {
   process.stderr.write('the applier is started by kitefs mount\n');
   process.exit(2);
@@ -34,6 +35,7 @@ const server = new ApplierServer({
   dataDir,
   arm: armed === 'armed' ? arm : undefined,
   checkpointer: new Checkpointer(),
+  check: new BackgroundCheck(Number(checkRate)),
   emit: (event) => send({ kind: 'event', event }),
 });
 

@@ -1,4 +1,5 @@
 import type { ErrorCode } from '../errors.js';
+import type { CheckProgress } from '../store/background-check.js';
 import type { EpochPosition, LogFile } from '../store/types.js';
 
 /** Who holds a lock that the applier waits for (from /proc/locks). */
@@ -16,13 +17,13 @@ export interface AppliedDatabase {
   readonly pageSize: number;
 }
 
-export type JournalMode = 'wal' | 'delete';
 /** A database whose write lock could not be had, and why: who has it, where that can be seen. */
 export interface Unlocked {
   readonly name: string;
   readonly reason: string;
 }
 
+export type JournalMode = 'wal' | 'delete';
 
 /** Calls of the main process: name → [arguments, result]. */
 export interface ApplierCalls {
@@ -48,6 +49,10 @@ export type ToApplier = ApplierCall | { readonly armed: number };
 
 /** Something that happened, not asked for. */
 export type ApplierEvent =
+  /** How far the full check of a database is. */
+  | { readonly kind: 'checked'; readonly name: string; readonly progress: CheckProgress }
+  /** A page is not as it was committed: the database is at no position any more, and has to be opened again. */
+  | { readonly kind: 'damaged'; readonly name: string; readonly pgno: number }
   /** Readers now see `database.position`. Positions between two of these were passed in one transaction. */
   | {
       readonly kind: 'applied';

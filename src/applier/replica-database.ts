@@ -14,6 +14,7 @@ import { follows, positionAfter, readTransaction, SMALL_FILE_BYTES } from './inc
 import { locatePosition, type Located } from './locate-position.js';
 import type { AppliedDatabase } from './messages.js';
 import { PageReader } from './page-reader.js';
+import { ReplicaCheck, type ReplicaCheckResult } from './replica-check.js';
 import { vacuumsAtCommit, WalConnection } from './wal-connection.js';
 import { WalTransaction } from './wal-writer.js';
 
@@ -53,6 +54,10 @@ export class ReplicaDatabase {
   #savedAtMs = monotonicMs();
   #saveDue = false;
   #vacuumsAtCommit = false;
+  #check: ReplicaCheck | undefined;
+  /** A step of the check, to be made between two turns. */
+  #checkStep: (() => void) | undefined;
+  #checked = false;
 
   /** Not any more when a turn failed: what is in memory may be ahead of what was written. */
   #ready = false;
@@ -89,10 +94,49 @@ export class ReplicaDatabase {
         for (const file of files.slice(0, -1)) this.#queue.push({ file, done });
         const last = files.at(-1)!;
         this.#queue.push({ file: last, done: (error) => (error ? reject(error) : resolve()) });
-        this.#draining ??= this.#drain().finally(() => (this.#draining = undefined));
+        this.#startDraining();
       });
     }
     return this.applied;
+  }
+
+  #startDraining(): void {
+    this.#draining ??= this.#drain().finally(() => {
+      this.#draining = undefined;
+      // What came after the last look of `#drain` and before this.
+      if (this.#queue.length > 0 || this.#checkStep) this.#startDraining();
+    });
+  }
+
+  /** Asks for a step of the full check; returns whether there is more to do. */
+  check(maxBytes: number): boolean {
+    if (!this.#ready) return false;
+    // Between two turns: in one of them the checksums are ahead of the database, and the connection holds the lock. It
+    // is not waited for: a turn may wait for a lock, and the checks of other databases go on.
+    this.#checkStep ??= () => (this.#checked = !this.#checkPiece(maxBytes));
+    this.#startDraining();
+    return !this.#checked;
+  }
+
+  #checkPiece(maxBytes: number): boolean {
+    if (!this.#ready || !this.#connection || !this.#state) return false;
+    this.#check ??= new ReplicaCheck(this.#state.checksums.pages);
+    let result: ReplicaCheckResult;
+    try {
+      result = this.#check.step(this.#connection, this.#state, maxBytes);
+    } catch {
+      // The files could not be read, or were replaced: the next transaction says so.
+      return false;
+    }
+    const { damagedPgno, more, progress } = result;
+    if (progress) this.#context.emit({ kind: 'checked', name: this.#name, progress });
+    if (damagedPgno === undefined) return more;
+    // Without the saved checksums `open` reads every page, and finds that this is no position of the log.
+    this.#state = undefined;
+    this.#ready = false;
+    fs.rmSync(this.#paths.checksums, { force: true });
+    this.#context.emit({ kind: 'damaged', name: this.#name, pgno: damagedPgno });
+    return false;
   }
 
   /** Ends waits for locks, with an error for the calls that wait. */
@@ -181,7 +225,11 @@ export class ReplicaDatabase {
   }
 
   async #drain(): Promise<void> {
-    while (this.#queue.length > 0) {
+    while (this.#queue.length > 0 || this.#checkStep) {
+      const checkStep = this.#checkStep;
+      this.#checkStep = undefined;
+      checkStep?.();
+      if (this.#queue.length === 0) break;
       try {
         const taken = await this.#turn();
         for (const { done } of this.#queue.splice(0, taken)) done();

@@ -15,7 +15,7 @@ import { readFully } from './descriptor-io.js';
 import { databaseLocks, walWriteLock } from './lock-holder.js';
 import { PageReader } from './page-reader.js';
 import { WalTransaction } from './wal-writer.js';
-import { BUSY, whenNotBusy, type WaitOptions } from './write-lock.js';
+import { BUSY, isBusy, whenNotBusy, type WaitOptions } from './write-lock.js';
 
 /**
  * A lasting SQLite connection to a replica's database, in WAL mode, with our own descriptors beside it. While it is
@@ -93,6 +93,23 @@ export class WalConnection {
     try {
       this.#checkFiles();
       return await work();
+    } finally {
+      this.#rollback.run();
+    }
+  }
+
+  /** As `reading`, when the lock can be had at once; returns whether `work` was run. */
+  tryReading(work: () => void): boolean {
+    try {
+      this.#begin.run();
+    } catch (error) {
+      if (isBusy(error)) return false;
+      throw error;
+    }
+    try {
+      this.#checkFiles();
+      work();
+      return true;
     } finally {
       this.#rollback.run();
     }

@@ -60,5 +60,5 @@ export function lockedError(locks: readonly LockRange[], waitedMs: number): Kite
 }
 
 /** BUSY with all its variants, and PROTOCOL: a race for a lock of the WAL that SQLite gave up on. */
-const isBusy = (error: unknown): boolean =>
+export const isBusy = (error: unknown): boolean =>
   error instanceof Database.SqliteError && /^SQLITE_(BUSY|LOCKED|PROTOCOL)/.test(error.code);

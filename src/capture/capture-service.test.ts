@@ -46,6 +46,7 @@ function start(): void {
     nodeId: 'node1',
     control,
     signal,
+    checkBytesPerSecond: 0,
     notify: (notice) => notices.push(notice),
   });
   const { port1, port2 } = new MessageChannel();

@@ -8,10 +8,13 @@ import { CHECKSUM_FLAG } from '../ltx/format.js';
 import { databasePaths } from '../store/data-directory.js';
 import { decodeDatabaseName } from '../store/database-name.js';
 import { Log } from '../store/log.js';
+import { BackgroundCheck } from '../store/background-check.js';
 import type { EpochPosition } from '../store/types.js';
+import { monotonicMs } from '../util/clock.js';
 import { fsyncDirectory } from '../util/files.js';
 import type { CommitSignal } from './commit-signal.js';
 import { DatabaseCapture } from './database-capture.js';
+import { DatabaseCheck } from './database-check.js';
 import type { DatabaseSlot } from './gate.js';
 import type { CaptureNotice, CaptureStats, GateRequest, PromotedDatabase } from './messages.js';
 import type { WrittenFile } from './ltx-file-writer.js';
@@ -21,6 +24,8 @@ export interface CaptureServiceOptions {
   readonly nodeId: string;
   readonly control: ControlBlock;
   readonly signal: CommitSignal;
+  /** How much the full check behind a start may read; 0: it is not made. */
+  readonly checkBytesPerSecond: number;
   /** Tells the main thread; `transfer` is the notice's own bytes. */
   readonly notify: (notice: CaptureNotice, transfer: ArrayBuffer[]) => void;
 }
@@ -46,6 +51,9 @@ export class CaptureService {
   readonly #broken = new Map<string, KiteError>();
   /** Slots whose last capture failed: tried again every second, told once. */
   readonly #failing = new Set<DatabaseSlot>();
+  readonly #check: BackgroundCheck;
+  /** Databases that the check has found damaged. They are captured on, but the mount takes no more writes for them. */
+  readonly #damaged = new Set<string>();
   #epoch: bigint | undefined;
   #stopped = false;
 
@@ -53,6 +61,7 @@ export class CaptureService {
     this.#options = options;
     this.#control = options.control;
     this.#signal = options.signal;
+    this.#check = new BackgroundCheck(options.checkBytesPerSecond);
     // LTX names a node by 8 bytes; what they mean is only "the same node as before".
     const digest = createHash('sha256').update(options.nodeId).digest();
     this.#nodeId = digest.readBigUInt64BE() | 1n;
@@ -128,6 +137,7 @@ export class CaptureService {
           opened.reconcile(wasOpen || !current);
         });
         promoted.push({ name, position: database.position });
+        this.#checkBehind(database);
       } catch (thrown) {
         const error = toKiteError(thrown);
         this.#broken.set(name, error);
@@ -150,7 +160,8 @@ export class CaptureService {
         if (this.#control.epoch <= (this.#epoch ?? 0n)) database.drain();
         await database.log.sync();
         database.flush();
-        rmSync(this.#markerOf(name), { force: true });
+        // Of a damaged one the marker stays, so that every page is compared next time.
+        if (!this.#damaged.has(name)) rmSync(this.#markerOf(name), { force: true });
       } catch (thrown) {
         // The marker stays, so that whoever is next compares every page.
         this.#notifyFailed(name, toKiteError(thrown));
@@ -165,6 +176,28 @@ export class CaptureService {
     this.#stopped = true;
     const slot = this.#signal.newSlot();
     if (slot >= 0) this.#signal.publish(slot, 0); // ends the wait of `run`
+  }
+
+  /** The full check of a database whose start has compared page 1 and the size only. */
+  #checkBehind(database: DatabaseCapture): void {
+    const { name } = database;
+    const check = new DatabaseCheck({
+      database,
+      settle: () => this.#settle(name),
+      onProgress: (progress) => this.#options.notify({ kind: 'checked', name, progress }, []),
+      onDamaged: (pgnos) => {
+        this.#damaged.add(name);
+        this.#notifyFailed(name, damagedPages(name, pgnos));
+      },
+      nowMs: monotonicMs,
+    });
+    this.#check.add(name, (maxBytes) => check.step(maxBytes));
+  }
+
+  /** Captures all that the mount has published of a database; whether that could be done. */
+  #settle(name: string): boolean {
+    this.position(name);
+    return ![...this.#failing].some((slot) => this.#names.get(slot) === name);
   }
 
   /** The capture of one database; throws ERR_CAPTURE_UNKNOWN when it is not captured here and now. */
@@ -261,6 +294,8 @@ export class CaptureService {
 
   #forget(slot: DatabaseSlot, database: DatabaseCapture): DatabaseCapture {
     database.close();
+    this.#check.remove(database.name);
+    this.#damaged.delete(database.name);
     this.#databases.delete(database.name);
     this.#names.delete(slot);
     rmSync(this.#markerOf(database.name), { force: true });
@@ -338,9 +373,17 @@ export class CaptureService {
   }
 
   #closeAll(): void {
+    this.#check.clear();
+    this.#damaged.clear();
     for (const database of this.#databases.values()) database.close();
     this.#databases.clear();
     for (const slot of this.#names.keys()) this.#signal.release(slot);
     this.#failing.clear();
   }
+}
+
+function damagedPages(name: string, pgnos: readonly number[]): KiteError {
+  const some = pgnos.slice(0, 5).join(', ') + (pgnos.length > 5 ? '…' : '');
+  const which = pgnos.length === 1 ? `page ${some} is` : `pages ${some} are`;
+  return new KiteError('ERR_CAPTURE_DAMAGED', `database ${name}: ${which} not as committed`);
 }

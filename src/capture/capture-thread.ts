@@ -21,6 +21,7 @@ const service = new CaptureService({
   nodeId: data.nodeId,
   control: new ControlBlock(data.control),
   signal: new CommitSignal(data.signal),
+  checkBytesPerSecond: data.checkBytesPerSecond,
   notify: (notice, transfer) => port.postMessage(notice, transfer),
 });
 

@@ -3,6 +3,7 @@ import { MessageChannel, Worker, type MessagePort } from 'node:worker_threads';
 
 import { KiteError } from '../errors.js';
 import type { TxidRange } from '../ltx/position.js';
+import type { CheckProgress } from '../store/background-check.js';
 import type { EpochPosition, LogFile } from '../store/types.js';
 import { CommitSignal } from './commit-signal.js';
 import type { GateEndpoint } from './gate-client.js';
@@ -19,6 +20,8 @@ export interface CaptureOptions {
   readonly nodeId: string;
   /** Buffer of the daemon's ControlBlock. */
   readonly control: SharedArrayBuffer;
+  /** How much the full check behind a start may read per second; 0: it is not made. */
+  readonly checkBytesPerSecond: number;
 }
 
 /** What the worker is started with. */
@@ -34,6 +37,8 @@ export interface CaptureEvents {
   created: [string];
   /** The database was dropped; after the `transaction` of its deletion. */
   dropped: [string];
+  /** How far the full check of a database is. */
+  checked: [{ name: string; progress: CheckProgress }];
   /** A dead writer's commit was taken back by a transaction of ours (trap 1); after its `transaction`. */
   compensated: [string];
   /** This database is not captured at the moment, and why. The others go on. */
@@ -180,6 +185,9 @@ export class Capture extends EventEmitter<CaptureEvents> {
       case 'dropped':
       case 'compensated':
         this.emit(notice.kind, notice.name);
+        break;
+      case 'checked':
+        this.emit('checked', { name: notice.name, progress: notice.progress });
         break;
       case 'failed':
         this.emit('failed', {

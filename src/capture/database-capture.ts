@@ -1,9 +1,13 @@
+import { closeSync, openSync, readSync, statSync } from 'node:fs';
+
 import { KiteError } from '../errors.js';
-import { pageChecksumInto } from '../ltx/checksum.js';
+import { joinHalves, pageChecksumInto } from '../ltx/checksum.js';
 import { CHECKSUM_FLAG, lockPgno } from '../ltx/format.js';
 import { WRITE_VERSION_OFFSET } from '../sqlite/database-header.js';
+import { isHotJournal } from '../sqlite/journal.js';
 import type { Log } from '../store/log.js';
 import type { EpochPosition } from '../store/types.js';
+import { isErrno } from '../util/files.js';
 import { DatabasePages } from './database-pages.js';
 import type { JournalCommit } from './gate.js';
 import type { CommittedPages, WalChange } from './messages.js';
@@ -15,6 +19,13 @@ export interface DatabaseCaptureOptions extends TransactionLogOptions {
   readonly name: string;
   /** A dead writer's commit, which nobody had seen, was taken back (trap 1). */
   readonly onCompensated: () => void;
+}
+
+/** A page that is not as it was committed: what it is, and what it should be. */
+export interface PageDifference {
+  readonly pgno: number;
+  readonly is: bigint;
+  readonly committed: bigint;
 }
 
 /** Pages between two yields of a long job. */
@@ -57,6 +68,11 @@ export class DatabaseCapture {
   /** Size of the database at `position`, pages. */
   get commitPages(): number {
     return this.#log.commitPages;
+  }
+
+  /** Page size at `position`, bytes; 0 when there is none. */
+  get pageSize(): number {
+    return this.#log.pageSize;
   }
 
   get log(): Log {
@@ -203,6 +219,47 @@ export class DatabaseCapture {
       if (!this.#log.isCommitted(pgno, sum)) return false;
     }
     return true;
+  }
+
+  /**
+   * Of some pages those that are, as readers see them now, not as they were committed. `database` may hold what is not
+   * committed yet, or not captured: see DatabaseCheck.
+   */
+  differences(pgnos: Iterable<number>): PageDifference[] {
+    const { pageSize, commitPages } = this;
+    if (!this.#log.knows(pageSize)) return [];
+    this.#pages.open();
+    const differing: PageDifference[] = [];
+    const lock = lockPgno(pageSize);
+    const sum = new Uint32Array(2);
+    for (const pgno of pgnos) {
+      if (pgno > commitPages || pgno === lock) continue;
+      pageChecksumInto(pgno, this.#read(pgno, pageSize), sum, 0);
+      if (this.#log.isCommitted(pgno, sum)) continue;
+      const is = joinHalves(sum[0] as number, sum[1] as number);
+      differing.push({ pgno, is, committed: this.#log.checksumOf(pgno) });
+    }
+    return differing;
+  }
+
+  /** Whether a rollback-mode transaction runs, or waits to be rolled back. */
+  journalIsLive(): boolean {
+    const { journal, database } = this.#options.paths;
+    const start = readStart(journal, 1);
+    return isHotJournal(start, statSync(database, { throwIfNoEntry: false })?.size ?? 0);
+  }
+
+  /**
+   * Adds to the log those of some differing pages that are free and hold nothing (a transaction that was rolled back while
+   * nobody captured leaves its bytes there), so that replicas have the same bytes; returns the others.
+   */
+  logFreePages(pgnos: readonly number[]): number[] {
+    if (pgnos.length === 0) return [];
+    this.#finishRunning();
+    const free = this.#freeLeaves(this.pageSize);
+    const unused = pgnos.filter((pgno) => free.has(pgno));
+    finish(this.#log.append(this.#changeOfReaders(unused, this.commitPages, this.pageSize)));
+    return pgnos.filter((pgno) => !free.has(pgno));
   }
 
   /** Committed content of some pages; the lock page and pages past the end are left out. */
@@ -445,5 +502,21 @@ export class DatabaseCapture {
 
   #damaged(what: string): KiteError {
     return new KiteError('ERR_CAPTURE_DAMAGED', `database ${this.name}: ${what}`);
+  }
+}
+
+/** The first bytes of a file; empty when there is none. */
+function readStart(path: string, bytes: number): Buffer {
+  const start = Buffer.alloc(bytes);
+  try {
+    const fd = openSync(path, 'r');
+    try {
+      return start.subarray(0, readSync(fd, start, 0, bytes, 0));
+    } finally {
+      closeSync(fd);
+    }
+  } catch (error) {
+    if (isErrno(error, 'ENOENT')) return start.subarray(0, 0);
+    throw error;
   }
 }

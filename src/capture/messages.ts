@@ -2,6 +2,7 @@ import type { MessagePort } from 'node:worker_threads';
 
 import type { ErrorCode } from '../errors.js';
 import type { TxidRange } from '../ltx/position.js';
+import type { CheckProgress } from '../store/background-check.js';
 import type { EpochPosition, LogFile } from '../store/types.js';
 import type { JournalCommit } from './gate.js';
 
@@ -100,6 +101,7 @@ export type CaptureNotice =
       readonly file: LogFile;
       readonly bytes?: Uint8Array;
     }
+  | { readonly kind: 'checked'; readonly name: string; readonly progress: CheckProgress }
   | { readonly kind: 'created' | 'dropped' | 'compensated'; readonly name: string }
   | {
       readonly kind: 'failed';

@@ -1,4 +1,4 @@
-import { DatabaseChecksum, pageChecksumInto } from '../ltx/checksum.js';
+import { DatabaseChecksum, joinHalves, pageChecksumInto } from '../ltx/checksum.js';
 import { CHECKSUM_FLAG, lockPgno, type LtxHeaderFields } from '../ltx/format.js';
 import { READ_VERSION_OFFSET, WRITE_VERSION_OFFSET } from '../sqlite/database-header.js';
 import type { DatabasePaths } from '../store/data-directory.js';
@@ -104,6 +104,11 @@ export class TransactionLog {
   isCommitted(pgno: number, sum: Uint32Array): boolean {
     if (pgno > this.#checksums.pages) return false;
     return this.#checksums.matches(pgno, sum[0] as number, sum[1] as number);
+  }
+
+  /** Checksum of a page at the log's end. */
+  checksumOf(pgno: number): bigint {
+    return joinHalves(this.#checksums.high(pgno), this.#checksums.low(pgno));
   }
 
   /** Writes a change into the log. Nothing of our state changes before it is there. */

@@ -119,6 +119,10 @@ export const configSchema = z.strictObject({
     }),
     compress: flag('Compress the log (LZ4).', { default: 'true', noEffect: 'the log is always compressed' }),
     retentionMs: duration('How long log files are kept for replicas that were away.', { default: '10m' }),
+    checkRateBytes: size(
+      'How much of the databases is compared with their checksums behind a start, per second; 0: nothing is.',
+      { default: '4MB' },
+    ),
     retentionMonitorIntervalMs: duration('How often old log files are looked for.', { default: '1m' }),
   }),
   exec: exec('The application: started when the mount is ready; its exit code becomes that of kitefs.', {

@@ -15,8 +15,10 @@ import type { Capture } from '../capture/capture.js';
 import { buildSnapshot } from '../capture/first-copy.js';
 import { KiteError } from '../errors.js';
 import { NO_POSITION } from '../ltx/position.js';
+import type { Logger } from '../observability/log.js';
 import type { Metrics } from '../observability/metrics.js';
 import type { IncomingFile, ReplicationStore, SnapshotSource, StoreChange } from '../replication/store.js';
+import type { CheckProgress } from '../store/background-check.js';
 import { type DataDirectory, databasePaths } from '../store/data-directory.js';
 import { encodeDatabaseName } from '../store/database-name.js';
 import { Log, type LogFileMeta } from '../store/log.js';
@@ -39,6 +41,8 @@ interface Entry {
   queue: ApplyQueue | undefined;
   /** What this node has is of no use; replication is told that nothing is here, so that a snapshot comes. */
   needsSnapshot: boolean;
+  /** How far the full check behind the last start is. */
+  check: CheckProgress | undefined;
   /** Why this database does not serve. */
   error: KiteError | undefined;
 }
@@ -54,6 +58,7 @@ export interface NodeStoreOptions {
   readonly capture: Capture;
   readonly events: EventLog;
   readonly metrics: Metrics;
+  readonly logger: Logger;
   readonly isPrimary: () => boolean;
   /** A database needs a snapshot: the stream has to say hello again. */
   readonly onResyncNeeded: () => void;
@@ -68,6 +73,7 @@ export class NodeStore implements ReplicationStore {
   readonly #capture: Capture;
   readonly #events: EventLog;
   readonly #metrics: Metrics;
+  readonly #logger: Logger;
   readonly #isPrimary: () => boolean;
   readonly #onResyncNeeded: () => void;
   readonly #lostAndFound: LostAndFound;
@@ -81,6 +87,7 @@ export class NodeStore implements ReplicationStore {
     this.#capture = options.capture;
     this.#events = options.events;
     this.#metrics = options.metrics;
+    this.#logger = options.logger;
     this.#isPrimary = options.isPrimary;
     this.#onResyncNeeded = options.onResyncNeeded;
     this.#lostAndFound = new LostAndFound(options.data.path);
@@ -93,6 +100,7 @@ export class NodeStore implements ReplicationStore {
       this.#entry(name);
       this.#tell({ kind: 'created', name });
     });
+    this.#capture.on('checked', ({ name, progress }) => this.checked(name, progress));
     this.#capture.on('compensated', (name) => {
       this.#metrics.compensated.inc({ db: name });
       this.#events.add('compensated', 'a writer died in its commit, which was taken back from replicas', {
@@ -152,6 +160,10 @@ export class NodeStore implements ReplicationStore {
 
   logFileCount(name: string): number {
     return this.#entries.get(name)?.log.fileCount ?? 0;
+  }
+
+  check(name: string): CheckProgress | undefined {
+    return this.#entries.get(name)?.check;
   }
 
   error(name: string): KiteError | undefined {
@@ -222,6 +234,25 @@ export class NodeStore implements ReplicationStore {
     this.#entries.delete(name);
     this.#lost(name, transactions, `${name} is not in the cluster any more; its log was moved to ${folder}`);
     this.#tell({ kind: 'dropped', name });
+  }
+
+  /** How far the full check of a database is. */
+  checked(name: string, progress: CheckProgress): void {
+    const entry = this.#entries.get(name);
+    if (!entry) return;
+    entry.check = progress;
+    if (progress.checkedPages < progress.pages) return;
+    this.#logger.info({ database: name, pages: progress.pages }, 'all pages are as they were committed');
+  }
+
+  /** The full check has found a page of a replica's copy damaged: the applier makes it anew, from the log or from a snapshot. */
+  damaged(name: string, pgno: number): void {
+    const entry = this.#entries.get(name);
+    if (!entry?.queue) return;
+    entry.check = undefined;
+    entry.error = new KiteError('ERR_APPLIER_DAMAGED', `database ${name}: page ${pgno} is not as committed`);
+    this.#events.add('database-failed', entry.error.describe(), { database: name, level: 'error' });
+    entry.queue.reopen();
   }
 
   // --- role changes
@@ -304,6 +335,7 @@ export class NodeStore implements ReplicationStore {
       applied: undefined,
       queue: undefined,
       needsSnapshot: false,
+      check: undefined,
       error: undefined,
     };
     this.#entries.set(name, entry);

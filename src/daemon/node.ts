@@ -106,6 +106,7 @@ export class Node implements NodeApi {
       dataDir: config.data.dir,
       nodeId,
       control: this.#control.buffer,
+      checkBytesPerSecond: config.data.checkRateBytes,
     });
     this.#undo.push(() => this.#capture.stop());
     this.#capture.on('died', (error) => this.#fatal(error));
@@ -117,6 +118,7 @@ export class Node implements NodeApi {
       capture: this.#capture,
       events: this.#events,
       metrics: this.#metrics,
+      logger: this.#logger,
       isPrimary: () => this.#role === 'primary' || this.#role === 'fenced',
       onResyncNeeded: () => void this.#roles.reconnect().catch((error: unknown) => this.#trouble(error)),
     });
@@ -146,6 +148,7 @@ export class Node implements NodeApi {
     this.#applier = await Applier.start({
       mountDir: dir,
       dataDir: config.data.dir,
+      checkBytesPerSecond: config.data.checkRateBytes,
       logger: this.#logger,
       // The kernel driver knows it by its pid; announced opens need O_SYNC, which costs an fsync per write.
       ...(driver === 'fuse-native' && { arm: (names) => this.#mount.armApplier({ names }) }),
@@ -540,6 +543,8 @@ export class Node implements NodeApi {
   }
 
   #onApplierEvent(event: ApplierEvent): void {
+    if (event.kind === 'checked') this.#store.checked(event.name, event.progress);
+    if (event.kind === 'damaged') this.#store.damaged(event.name, event.pgno);
     if (event.kind !== 'blocked') return;
     const { name, waitedMs, holder } = event;
     const who = holder ? `process ${holder.pid} (${holder.command})` : 'another process';

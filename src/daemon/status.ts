@@ -82,6 +82,7 @@ function databaseStatus(
     sizeBytes: last.commitPages * last.pageSize,
     logFiles: store.logFileCount(name),
     walBytes: sizeOf(paths.wal),
+    check: store.check(name),
     error: store.error(name)?.describe(),
   };
 }

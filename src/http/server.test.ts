@@ -18,6 +18,7 @@ const DATABASE = {
   sizeBytes: 8192,
   logFiles: 3,
   walBytes: 4152,
+  check: undefined,
   error: undefined,
 };
 

@@ -114,5 +114,10 @@ const DATABASE_GAUGES: readonly (readonly [string, string, (database: DatabaseSt
   ['kitefs_db_size_bytes', 'Size of the database.', ({ sizeBytes }) => sizeBytes],
   ['kitefs_db_wal_bytes', 'Size of its write-ahead log.', ({ walBytes }) => walBytes],
   ['kitefs_db_ltx_count', 'Files in its transaction log.', ({ logFiles }) => logFiles],
+  [
+    'kitefs_db_check_ratio',
+    'How much of it the full check behind the last start has read; 1 when all of it.',
+    ({ check }) => (check ? check.checkedPages / Math.max(1, check.pages) : 0),
+  ],
   ['kitefs_db_error', '1 when the database does not serve.', ({ error }) => Number(error !== undefined)],
 ];

@@ -48,6 +48,8 @@ export interface DatabaseStatus {
   readonly sizeBytes: number;
   readonly logFiles: number;
   readonly walBytes: number;
+  /** How many of its pages the full check behind the last start has read; undefined: it has not begun, or there is none. */
+  readonly check: { readonly checkedPages: number; readonly pages: number } | undefined;
   /** Why this database does not serve, or undefined. */
   readonly error: string | undefined;
 }
