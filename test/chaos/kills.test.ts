@@ -21,6 +21,8 @@ class Writer {
   readonly ended: Promise<unknown>;
   begun = 0;
   done = 0;
+  /** What it said before it ended by itself. */
+  failure: string | undefined;
 
   constructor(path: string, from: number, synchronous: string, journalMode: string) {
     this.begun = from - 1;
@@ -37,6 +39,11 @@ class Writer {
         if (word === 'begin') this.begun = Number(n);
         if (word === 'done') this.done = Number(n);
       }
+    });
+    let complaint = '';
+    this.#child.stderr?.on('data', (text: Buffer) => (complaint += text.toString()));
+    this.#child.once('close', (code) => {
+      if (code !== null) this.failure = `the writer ended with ${code}: ${complaint}`;
     });
     // `close`, not `exit`: what it has said is only complete then.
     this.ended = once(this.#child, 'close');
@@ -85,7 +92,10 @@ it(
         const target = from + 20 + next(400);
         await waitFor(
           () => `row ${target}, now ${writer.done}; ${primary.logTail()}`,
-          () => writer.done >= target,
+          () => {
+            if (writer.failure !== undefined) throw new Error(`${writer.failure}\n${primary.logTail()}`);
+            return writer.done >= target;
+          },
         );
         await sleep(next(20));
 
