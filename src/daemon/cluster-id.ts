@@ -4,6 +4,7 @@ import { formatAddress } from '../config/values.js';
 import { KiteError } from '../errors.js';
 import type { LeaseAdapter } from '../lease/types.js';
 import type { DataDirectory } from '../store/data-directory.js';
+import { monotonicMs } from '../util/clock.js';
 
 const TIMEOUT_MS = 5000;
 
@@ -16,14 +17,25 @@ export async function joinCluster(
   data: DataDirectory,
   config: Config,
   adapter: LeaseAdapter,
-): Promise<string> {
+): Promise<JoinedCluster> {
   const named = config.cluster.id ?? data.clusterId;
-  const id =
-    named ?? (config.lease.type === 'static' ? staticClusterId(config) : await agree(adapter, config));
+  const joined = named === undefined ? await choose(adapter, config) : { clusterId: named };
   // A name that was mistyped must not mark a new data directory for good.
   if (data.clusterId === undefined && named !== undefined) await checkRecord(adapter, named);
-  data.joinCluster(id);
-  return id;
+  data.joinCluster(joined.clusterId);
+  return joined;
+}
+
+export interface JoinedCluster {
+  readonly clusterId: string;
+  /** The version of the record, when this node has founded the cluster with it. */
+  readonly foundedWith?: string;
+}
+
+async function choose(adapter: LeaseAdapter, config: Config): Promise<JoinedCluster> {
+  return config.lease.type === 'static'
+    ? { clusterId: staticClusterId(config) }
+    : await agree(adapter, config.lease.ttlMs);
 }
 
 async function checkRecord(adapter: LeaseAdapter, clusterId: string): Promise<void> {
@@ -41,21 +53,32 @@ export function staticClusterId(config: Config): string {
   return `static-${createHash('sha256').update(primary).digest('hex').slice(0, 16)}`;
 }
 
-async function agree(adapter: LeaseAdapter, config: Config): Promise<string> {
+async function agree(adapter: LeaseAdapter, ttlMs: number): Promise<JoinedCluster> {
+  // An empty store may be one that was wiped under a living cluster, whose nodes put themselves back within a heartbeat
+  // or two. A cluster founded there meanwhile would stop them all.
+  const patientUntilMs = monotonicMs() + (adapter.remote ? (2 * ttlMs) / 5 : 0);
   for (;;) {
     const { record, version } = await adapter.read(TIMEOUT_MS);
-    if (record) return record.clusterId;
+    if (record) return { clusterId: record.clusterId };
+    const [member] = await adapter.members(TIMEOUT_MS);
+    if (member) return { clusterId: member.clusterId };
+    const waitMs = patientUntilMs - monotonicMs();
+    if (waitMs > 0) {
+      await adapter.watch(version, waitMs);
+      continue;
+    }
     const clusterId = randomUUID();
     const first = {
       clusterId,
       epoch: 0n,
       holder: undefined,
       heartbeat: 0n,
-      ttlMs: config.lease.ttlMs,
+      ttlMs,
       positions: {},
       syncSet: [],
       handoffTo: undefined,
     };
-    if ((await adapter.compareAndSet(version, first, TIMEOUT_MS)) !== undefined) return clusterId;
+    const foundedWith = await adapter.compareAndSet(version, first, TIMEOUT_MS);
+    if (foundedWith !== undefined) return { clusterId, foundedWith };
   }
 }

@@ -100,7 +100,7 @@ export class Node implements NodeApi {
     const nodeId = this.#data.node.nodeId;
     const adapter = openLease(config, nodeId, this.#data.node.epoch);
     this.#undo.push(() => adapter.close());
-    const clusterId = await joinCluster(this.#data, config, adapter);
+    const { clusterId, foundedWith } = await joinCluster(this.#data, config, adapter);
 
     this.#capture = await Capture.start({
       dataDir: config.data.dir,
@@ -216,6 +216,7 @@ export class Node implements NodeApi {
       },
       highestEpoch: this.#data.node.epoch,
       positions: () => this.#leasePositions(),
+      foundedWith,
       followed: (epoch, atMs) => this.#hasFollowed(epoch, atMs),
       ttlMs: config.lease.ttlMs,
       lockDelayMs: config.lease.lockDelayMs,
@@ -434,6 +435,9 @@ export class Node implements NodeApi {
       case 'refused':
         this.#events.add('refused', event.reason, { level: 'error' });
         if (event.fatal) this.#fatal(new KiteError(event.code, event.reason));
+        break;
+      case 'unreachable':
+        this.#events.add('unreachable', event.reason, { level: 'warn' });
         break;
       default:
         this.#events.add(event.kind, event.reason);

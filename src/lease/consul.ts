@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { Agent as HttpAgent, type IncomingMessage } from 'node:http';
@@ -70,14 +71,20 @@ interface Api {
   destroy(): void;
 }
 
-/** The version of a record that is not there: what Consul's check-and-set takes for "only if absent". */
+/** The version of a record that is not there: to Consul's check-and-set, index 0 is "only if absent". */
 const ABSENT = '0';
+
+/** With the content, because the indexes of a Consul that was wiped begin again. */
+const versionOf = (index: number, text: string): string =>
+  `${index}-${createHash('sha256').update(text).digest('hex').slice(0, 16)}`;
+
+const indexOf = (version: string): number => Number.parseInt(version, 10);
+
 /** Between two looks of a watch that Consul answered early. */
 const PAUSE_MS = 50;
 
 class ConsulLease implements LeaseAdapter {
-  /** A key may be lost or put back by an operator's hand, by a wiped Consul, by a restored snapshot. */
-  readonly mayForget = true;
+  readonly remote = true;
   readonly #api: Api;
   readonly #address: string;
   readonly #token: string | undefined;
@@ -110,14 +117,15 @@ class ConsulLease implements LeaseAdapter {
   }
 
   async compareAndSet(expected: string, record: LeaseRecord, timeoutMs: number): Promise<string | undefined> {
-    const Value = Buffer.from(encodeRecord(record)).toString('base64');
+    const text = encodeRecord(record);
+    const Value = Buffer.from(text).toString('base64');
     // A transaction of one operation, because it alone answers with the new index: a second call to learn
     // it might see a later version.
-    const operation = { KV: { Verb: 'cas', Key: this.#key, Index: Number(expected), Value } };
+    const operation = { KV: { Verb: 'cas', Key: this.#key, Index: indexOf(expected), Value } };
     return await this.#call('write', timeoutMs, async (options) => {
       try {
         const [, { Results }] = await this.#api.transaction.create([operation], options);
-        return String(Results[0]!.KV.ModifyIndex);
+        return versionOf(Results[0]!.KV.ModifyIndex, text);
       } catch (error) {
         if (isStale(error)) return undefined;
         throw error;
@@ -130,7 +138,7 @@ class ConsulLease implements LeaseAdapter {
     const untilMs = monotonicMs() + waitMs;
     for (;;) {
       const leftMs = Math.max(1, untilMs - monotonicMs());
-      const index = version === ABSENT ? this.#absentAt : version;
+      const index = version === ABSENT ? this.#absentAt : String(indexOf(version));
       const wait = `${Math.ceil((leftMs * 15) / 16)}ms`;
       const seen = await this.#look(leftMs + waitMs / 2, index === undefined ? {} : { index, wait });
       if (seen.version !== version || monotonicMs() >= untilMs - PAUSE_MS) return seen;
@@ -182,7 +190,8 @@ class ConsulLease implements LeaseAdapter {
       this.#absentAt = index;
       return { record: undefined, version: ABSENT };
     }
-    return { record: this.#decode(entry.Value ?? ''), version: String(entry.ModifyIndex) };
+    const text = entry.Value ?? '';
+    return { record: this.#decode(text), version: versionOf(entry.ModifyIndex, text) };
   }
 
   #decode(value: string): LeaseRecord {

@@ -105,6 +105,7 @@ class Bench {
 
 const member = (nodeId: string, more: Partial<Member> = {}): Member => ({
   nodeId,
+  clusterId: 'c',
   incarnation: `${nodeId}-1`,
   advertiseUrl: '',
   peerAddress: '',
@@ -335,6 +336,109 @@ describe('giving the lease up', () => {
     expect(bench.store.current.record?.holder).toBeUndefined();
     expect(bench.pass(2 * TTL - 100).last('won')?.epoch).toBe(1n);
     expect(bench.pass(200).last('won')?.epoch).toBe(2n);
+  });
+});
+
+describe('a store that was wiped or restored', () => {
+  const remote = { remote: true };
+  const put = (store: MemoryLeaseStore, record: LeaseRecord | undefined): void => {
+    store.compareAndSet(store.current.version, record);
+  };
+
+  test('a lease that nobody ever held is waited for, except by the node that founded the cluster with it', () => {
+    const store = new MemoryLeaseStore();
+    const bench = new Bench(store, remote).give({ kind: 'tick' }).pass(TTL + MARGIN - 50);
+    expect(store.current.record).toMatchObject({ epoch: 0n, holder: undefined });
+    expect(bench.last('won')).toBeUndefined();
+    expect(bench.pass(100).last('won')?.epoch).toBe(1n);
+
+    const founded = new MemoryLeaseStore(heldBy('nobody', { epoch: 0n, holder: undefined }));
+    const founder = new Bench(founded, { ...remote, foundedWith: founded.current.version });
+    expect(founder.give({ kind: 'tick' }).last('won')?.epoch).toBe(1n);
+  });
+
+  test('a primary whose lease holds writes its record again and goes on', () => {
+    const store = new MemoryLeaseStore();
+    const bench = new Bench(store, { ...remote, highestEpoch: 6n }).give({ kind: 'tick' }).pass(TTL + MARGIN);
+    bench.give({ kind: 'ready', epoch: 7n }).pass(3000);
+    const written = store.current.record!;
+    for (const lost of [undefined, heldBy('other'), { ...written, heartbeat: 1n }]) {
+      put(store, lost);
+      bench.pass(1100);
+      expect(bench.kinds()).not.toContain('fenced');
+      expect(store.current.record).toMatchObject({ epoch: 7n, holder: { nodeId: 'me' } });
+      expect(store.current.record!.heartbeat).toBeGreaterThan(written.heartbeat);
+      expect(bench.last('refused')).toMatchObject({ code: 'ERR_LEASE_EPOCH_BACK', fatal: false });
+    }
+  });
+
+  test('a primary whose deadline has passed does not go on from a record that was put back', () => {
+    const store = new MemoryLeaseStore();
+    const bench = new Bench(store, { ...remote, highestEpoch: 6n }).give({ kind: 'tick' }).pass(TTL + MARGIN);
+    bench.give({ kind: 'ready', epoch: 7n });
+    const old = store.current.record!;
+    bench.pass(3000);
+    bench.silent = true;
+    bench.pass(TTL);
+    expect(bench.kinds().at(-1)).toBe('fenced');
+    put(store, old);
+    bench.silent = false;
+    bench.give({ kind: 'failed', id: bench.pending('compareAndSet').id, why: 'timed out' }).pass(TTL);
+    expect(bench.events.findLast((event) => event.kind === 'primary')?.reason).toBe('the daemon is ready');
+    expect(bench.pass(MARGIN + 500).last('won')?.epoch).toBe(8n);
+  });
+
+  test('a record put back to where it was free is not free: its holder may still write', () => {
+    const store = new MemoryLeaseStore(heldBy('other', { epoch: 5n }));
+    const bench = new Bench(store, remote).give({ kind: 'tick' });
+    put(store, heldBy('other', { epoch: 3n, holder: undefined }));
+    expect(bench.pass(TTL + MARGIN - 50).last('won')).toBeUndefined();
+    expect(bench.last('waiting')?.reason).toBe('the lease record was lost');
+    expect(bench.pass(150).last('won')?.epoch).toBe(6n);
+  });
+
+  test('a lost record keeps the sync set and the positions that its last reader knew', () => {
+    const store = new MemoryLeaseStore(heldBy('other', { syncSet: ['other'], positions: { db: '4:9' } }));
+    const bench = new Bench(store, remote).give({ kind: 'tick' });
+    put(store, undefined);
+    bench.pass(60_000);
+    expect(bench.last('won')).toBeUndefined();
+    expect(store.current.record).toMatchObject({ epoch: 0n, syncSet: ['other'], positions: { db: '4:9' } });
+  });
+
+  test('a primary that hears of a higher epoch from a member gives way, and takes the lease above it', () => {
+    const bench = new Bench(new MemoryLeaseStore(), remote).give({ kind: 'tick' }).pass(TTL + MARGIN);
+    bench.give({ kind: 'ready', epoch: 1n });
+    bench.store.register(member('third', { epoch: 9n }));
+    expect(bench.pass(1000).kinds()).toContain('fenced');
+    expect(bench.pass(TTL + MARGIN + 1000).last('won')?.epoch).toBe(10n);
+  });
+
+  test('members of another cluster are not listened to', () => {
+    const bench = new Bench(new MemoryLeaseStore()).asPrimary();
+    bench.store.register(member('stray', { clusterId: 'x', epoch: 500n }));
+    bench.pass(10_000);
+    expect(bench.kinds()).not.toContain('fenced');
+    expect(bench.machine.members.map(({ nodeId }) => nodeId)).toEqual(['me']);
+  });
+
+  test('a healthy cluster writes at most twice in each heartbeat', () => {
+    const store = new MemoryLeaseStore();
+    const benches = ['a', 'b', 'c', 'd'].map((nodeId) => new Bench(store, { ...remote, nodeId }));
+    const run = (ms: number): void => {
+      for (let i = 0; i < ms; i += 50) for (const bench of benches) bench.pass(50);
+    };
+    for (const bench of benches) bench.give({ kind: 'tick' });
+    run(TTL + MARGIN + 100);
+    const holder = benches.find((bench) => bench.last('won'))!;
+    holder.give({ kind: 'ready', epoch: 1n });
+    run(10_000);
+    const writes = (): bigint =>
+      store.members.reduce((sum, { seen }) => sum + seen, store.current.record!.heartbeat);
+    const before = writes();
+    run(40_000);
+    expect(Number(writes() - before)).toBeLessThanOrEqual(2 * 40 + 4);
+    expect(benches.every((bench) => !bench.kinds().includes('fenced'))).toBe(true);
   });
 });
 

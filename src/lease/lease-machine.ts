@@ -42,7 +42,7 @@ interface Hold {
 
 interface RecordCall {
   readonly id: number;
-  readonly purpose: 'read' | 'watch' | 'take' | 'renew' | 'leave';
+  readonly purpose: 'read' | 'watch' | 'take' | 'renew' | 'leave' | 'replace';
   readonly sentMs: number;
   /** Of a compare-and-set. */
   readonly record?: LeaseRecord;
@@ -66,7 +66,10 @@ export class LeaseMachine {
   #stopped = false;
 
   #highestEpoch: bigint;
+  /** The record furthest on that was seen or written, by epoch and heartbeat: a store that shows less has lost it. */
+  #furthest: LeaseRecord | undefined;
   #known: Known | undefined;
+  #lookedAtMs = -Infinity;
   /** The record must be read before anything else is done with it. */
   #unsure = true;
   #hold: Hold | undefined;
@@ -80,6 +83,8 @@ export class LeaseMachine {
   #proofCall: { readonly id: number; readonly process: NodeProcess } | undefined;
   #nextRenewMs = 0;
   #nextMembersMs = 0;
+  #nextRegisterMs = 0;
+  #registeredEpoch: bigint | undefined;
   #nextProofMs = 0;
   #retryAtMs = 0;
 
@@ -87,6 +92,7 @@ export class LeaseMachine {
   /** Incarnations proven to have ended, and when that was learnt. */
   readonly #ended = new Map<string, number>();
   #outageSinceMs: number | undefined;
+  #outageWhy: string | undefined;
   /** After an outage the holder gets this long to come back first. */
   #graceUntilMs = -Infinity;
   #pausedUntilMs = -Infinity;
@@ -103,7 +109,8 @@ export class LeaseMachine {
     this.#self = { nodeId, incarnation: options.incarnation, advertiseUrl, peerAddress };
     this.#highestEpoch = options.highestEpoch;
     this.#beatMs = options.ttlMs / 5;
-    this.#membership = new Membership(this.#self, options.ttlMs + options.marginMs);
+    const turnMs = options.remote ? this.#beatMs : 0;
+    this.#membership = new Membership(this.#self, options.ttlMs + options.marginMs, turnMs);
   }
 
   /** When the next `tick` is needed, monotonic ms. */
@@ -207,6 +214,7 @@ export class LeaseMachine {
       // A compare-and-set may have been carried out: nothing is known until the record is read again.
       this.#unsure = true;
       this.#retryAtMs = now + this.#beatMs / 4;
+      this.#outageWhy = why;
       if (this.#outageSinceMs === undefined) {
         this.#outageSinceMs = now;
         this.#tell({ kind: 'unreachable', reason: why });
@@ -225,6 +233,7 @@ export class LeaseMachine {
     // The holder was cut off as well: without this every outage would end in a needless failover.
     if (now - this.#outageSinceMs > 2 * this.#beatMs) this.#graceUntilMs = now + 2 * this.#beatMs;
     this.#outageSinceMs = undefined;
+    this.#outageWhy = undefined;
     this.#tell({ kind: 'reachable', reason: 'the lease store answers again' });
   }
 
@@ -234,16 +243,27 @@ export class LeaseMachine {
       const reason = `the lease belongs to cluster ${record.clusterId}, this node to ${this.#options.clusterId}`;
       return this.#refuse('ERR_LEASE_OTHER_CLUSTER', reason);
     }
-    const sinceMs = this.#known?.version === version ? this.#known.sinceMs : now;
+    // Who did not look for a while (stopped, cut off) may see an old version again after a store was restored.
+    const watched = !this.#options.remote || now <= this.#lookedAtMs + 4 * this.#beatMs;
+    this.#lookedAtMs = now;
+    const sinceMs = watched && this.#known?.version === version ? this.#known.sinceMs : now;
     this.#known = { version, record, sinceMs };
     if (record && record.epoch > this.#highestEpoch) this.#highestEpoch = record.epoch;
+    const back = this.#isBack(record);
+    if (record && !back) this.#furthest = record;
     const ours =
+      !back &&
       record?.epoch === this.#highestEpoch &&
       record.holder?.nodeId === this.#self.nodeId &&
       record.holder.incarnation === this.#self.incarnation;
 
     const hold = this.#hold;
-    if (hold && ours && record.epoch === hold.epoch) {
+    if (hold && back && hold.epoch === this.#highestEpoch && now < hold.deadlineMs) {
+      // Nobody else can rightly have it: those who saw the same wait until this deadline has passed.
+      this.#tellBack(record);
+      hold.version = version;
+      this.#nextRenewMs = now;
+    } else if (hold && ours && record.epoch === hold.epoch) {
       hold.version = version;
       hold.record = record;
     } else if (hold) {
@@ -261,7 +281,10 @@ export class LeaseMachine {
   #swapped(now: number, call: RecordCall, version: string): void {
     const record = call.record!;
     this.#known = { version, record, sinceMs: now };
-    this.#highestEpoch = record.epoch;
+    this.#lookedAtMs = now;
+    if (call.purpose === 'replace') return this.#follow();
+    if (record.epoch > this.#highestEpoch) this.#highestEpoch = record.epoch;
+    this.#furthest = record;
     if (call.purpose === 'leave') {
       this.#handedOver = version;
       this.#hold = undefined;
@@ -294,7 +317,8 @@ export class LeaseMachine {
     }
   }
 
-  #membersRead(now: number, members: readonly Member[]): void {
+  #membersRead(now: number, registered: readonly Member[]): void {
+    const members = registered.filter((member) => member.clusterId === this.#options.clusterId);
     const twin = this.#membership.twin;
     const ended = twin !== undefined && this.#ended.has(twin.incarnation);
     const verdict = this.#membership.observe(members, now, ended);
@@ -303,11 +327,16 @@ export class LeaseMachine {
       const reason = `another live process uses node id ${this.#self.nodeId}`;
       return this.#refuse('ERR_LEASE_DUPLICATE_NODE', reason);
     }
+    this.#learnEpoch(members);
     if (verdict === 'wait') return;
+    if (this.#membership.registered && now < this.#nextRegisterMs && !this.#hasNews(now)) return;
+    this.#nextRegisterMs = now + this.#membership.turnMs(now);
+    this.#registeredEpoch = this.#highestEpoch;
     this.#seenCounter += 1n;
     const { candidate, region, priority } = this.#options.node;
     const member: Member = {
       ...this.#self,
+      clusterId: this.#options.clusterId,
       candidate,
       region,
       priority,
@@ -318,13 +347,41 @@ export class LeaseMachine {
     this.#memberCall = this.#call({ op: 'register', member });
   }
 
+  /** Whether others should hear from this node out of turn: a new epoch, or positions before an election. */
+  #hasNews(now: number): boolean {
+    if (this.#registeredEpoch !== this.#highestEpoch) return true;
+    return !this.#hold && this.#known !== undefined && now > this.#known.sinceMs + 2 * this.#beatMs;
+  }
+
+  /** A member that knows a higher epoch is ahead of what we read, or the store has lost that record: nothing below counts. */
+  #learnEpoch(members: readonly Member[]): void {
+    const highest = members.map(({ epoch }) => epoch).reduce((a, b) => (a > b ? a : b), this.#highestEpoch);
+    if (highest === this.#highestEpoch) return;
+    this.#highestEpoch = highest;
+    // What is under way may have been read before that epoch began.
+    if (this.#recordCall?.purpose === 'read' || this.#recordCall?.purpose === 'watch') {
+      this.#recordCall = undefined;
+    }
+    this.#unsure = true;
+  }
+
+  /** Whether the store shows less than was there before. */
+  #isBack(record: LeaseRecord | undefined): boolean {
+    const furthest = this.#furthest;
+    if (!record) return this.#highestEpoch > 0n || furthest !== undefined;
+    if (record.epoch < this.#highestEpoch) return true;
+    return furthest?.epoch === record.epoch && record.heartbeat < furthest.heartbeat;
+  }
+
   // What should be under way now
 
   #settle(now: number): void {
     this.#wakeAtMs = Infinity;
     if (this.#hold?.open) {
-      if (now >= this.#hold.deadlineMs) this.#fence('no renewal succeeded before the deadline');
-      else this.#wakeBy(this.#hold.deadlineMs);
+      if (now >= this.#hold.deadlineMs) {
+        const why = this.#outageWhy === undefined ? '' : ` (${this.#outageWhy})`;
+        this.#fence(`no renewal succeeded before the deadline${why}`);
+      } else this.#wakeBy(this.#hold.deadlineMs);
     }
     if (!this.#stopped) this.#settleMembers(now);
     if (!this.#stopped) this.#settleProof(now);
@@ -333,7 +390,8 @@ export class LeaseMachine {
   }
 
   #settleMembers(now: number): void {
-    if (this.#memberCall !== undefined) return;
+    // Not before the record was read: it may be another cluster's.
+    if (this.#memberCall !== undefined || !this.#known) return;
     if (this.#leaving?.leave.kind === 'release') {
       if (!this.#leaving.unregistered) this.#memberCall = this.#call({ op: 'unregister' });
     } else if (now >= this.#nextMembersMs) {
@@ -374,13 +432,17 @@ export class LeaseMachine {
     } else if (hold) {
       if (now < this.#nextRenewMs) return this.#wakeBy(this.#nextRenewMs);
       this.#swap(now, 'renew', hold.version, this.#heldBySelf(hold.record, hold.epoch));
+    } else if (!this.#leaving && this.#options.remote && !known.record) {
+      // Before anybody waits: an empty place has no version that tells it from a later empty place, and a node without
+      // a cluster would found one there.
+      this.#swap(now, 'replace', known.version, this.#emptyRecord());
     } else if (!this.#leaving) {
       const won = this.#mayTake(now, known);
       if (won) {
-        const epochs = this.members.map((member) => member.epoch);
-        const highest = epochs.reduce((a, b) => (a > b ? a : b), this.#highestEpoch);
         this.#takePending = true;
-        this.#swap(now, 'take', known.version, this.#heldBySelf(known.record, highest + 1n), won);
+        const before = this.#isBack(known.record) ? this.#furthest : known.record;
+        const record = this.#heldBySelf(before, this.#highestEpoch + 1n);
+        this.#swap(now, 'take', known.version, record, won);
       } else if (!this.#recordCall) {
         const waitMs = 2 * this.#beatMs;
         this.#callRecord(now, 'watch', { op: 'watch', version: known.version, waitMs });
@@ -402,6 +464,13 @@ export class LeaseMachine {
     };
   }
 
+  /** What stands for a lost record until somebody may take the lease: epoch 0, which is free to nobody at once. */
+  #emptyRecord(): LeaseRecord {
+    const { clusterId, ttlMs } = this.#options;
+    const blank = { heartbeat: 0n, ttlMs, positions: this.#options.positions(), syncSet: [] };
+    return { ...blank, ...this.#furthest, clusterId, epoch: 0n, holder: undefined, handoffTo: undefined };
+  }
+
   // Taking the lease
 
   get #mayStand(): boolean {
@@ -412,13 +481,17 @@ export class LeaseMachine {
     const options = this.#options;
     const members = this.members;
     if (!this.#mayStand) return undefined;
-    const { record, sinceMs } = known;
-    const holder = record?.holder;
-    const virgin = this.#highestEpoch === 0n && members.every((member) => member.epoch === 0n);
+    const { sinceMs } = known;
+    const back = this.#isBack(known.record);
+    const record = back ? (this.#furthest ?? known.record) : known.record;
+    // In a store that can be wiped a lease that nobody ever held may be all that is left of one.
+    const founded = !options.remote || known.version === options.foundedWith;
+    const lost = back || (record?.epoch === 0n && !founded);
+    const holder = back ? undefined : record?.holder;
     const verdict = takeover(now, options, {
       record,
       sinceMs,
-      virgin,
+      lost,
       endedMs: holder && this.#ended.get(holder.incarnation),
       holdBack: [
         { untilMs: this.#pausedUntilMs, reason: 'this node gave the lease up a moment ago' },
@@ -472,6 +545,7 @@ export class LeaseMachine {
 
   /** Says whom this node follows, when that changed. */
   #follow(): void {
+    if (this.#unsure) return; // the read that is due will tell
     const record = this.#known?.record;
     const epoch = this.#highestEpoch;
     const back = record !== undefined && record.epoch < epoch;
@@ -481,17 +555,26 @@ export class LeaseMachine {
     // About to be the holder: to let go of everything for that moment would keep the writers of the hand-off waiting.
     if (!back && record?.handoffTo === this.#self.nodeId && this.#mayStand) return;
     if (of) this.#toldWaiting = undefined;
-    if (back) {
-      const reason = `the lease is at epoch ${record.epoch} (${describe(record)}), this node has seen ${epoch}`;
-      if (this.#toldEpochBack !== reason) {
-        this.#tell({ kind: 'refused', code: 'ERR_LEASE_EPOCH_BACK', fatal: false, reason });
-      }
-      this.#toldEpochBack = reason;
-    }
+    if (back) this.#tellBack(record);
     const key = `${epoch} ${of?.incarnation}`;
     if (this.#toldReplica === key) return;
     this.#toldReplica = key;
     this.#tell({ kind: 'replica', epoch, of, reason: `the record names ${describe(record)}` });
+  }
+
+  #tellBack(record: LeaseRecord | undefined): void {
+    const epoch = this.#highestEpoch;
+    const shown =
+      record?.epoch === epoch
+        ? 'an older one'
+        : record
+          ? `at epoch ${record.epoch} (${describe(record)})`
+          : 'gone';
+    const reason = `the lease is ${shown}, this node has seen epoch ${epoch}`;
+    if (this.#toldEpochBack !== reason) {
+      this.#tell({ kind: 'refused', code: 'ERR_LEASE_EPOCH_BACK', fatal: false, reason });
+    }
+    this.#toldEpochBack = reason;
   }
 
   // Leaving
@@ -568,7 +651,7 @@ export class LeaseMachine {
 
   #swap(
     now: number,
-    purpose: 'take' | 'renew' | 'leave',
+    purpose: Exclude<RecordCall['purpose'], 'read' | 'watch'>,
     expected: string,
     record: LeaseRecord,
     won?: Hold['won'],

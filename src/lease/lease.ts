@@ -17,6 +17,8 @@ export interface LeaseOptions {
   positions(): LeasePositions;
   /** See LeaseMachineOptions. */
   followed(epoch: bigint, atMs: number): boolean;
+  /** The version of the record, when this node has just founded the cluster with it. */
+  readonly foundedWith?: string | undefined;
   /** Default 5000. */
   readonly ttlMs?: number;
   /** How much clock rates may differ over one ttl. Default ttl/10. */
@@ -67,6 +69,8 @@ export class Lease {
       lockDelayMs: options.lockDelayMs ?? 0,
       electionWaitMs: options.electionWaitMs ?? 1000,
       provesEnd: options.adapter.ended !== undefined,
+      remote: options.adapter.remote ?? false,
+      foundedWith: options.foundedWith,
       positions: () => options.positions(),
       followed: (epoch, atMs) => options.followed(epoch, atMs),
     });

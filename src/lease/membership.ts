@@ -14,15 +14,20 @@ interface Twin extends NodeProcess {
 export class Membership {
   readonly #self: NodeProcess;
   readonly #silenceMs: number;
+  readonly #beatMs: number;
   #members: readonly Member[] | undefined;
   readonly #heard = new Map<string, { seen: bigint; incarnation: string; atMs: number }>();
   #twin: Twin | undefined;
   #registered = false;
 
-  /** `silenceMs`: a member whose counter stands still for so long is dead. */
-  constructor(self: NodeProcess, silenceMs: number) {
+  /**
+   * `silenceMs`: a member whose counter stands still for so long is dead. `beatMs`, above 0: members take turns, so that all
+   * of them together register once in it; the silence is longer by one round.
+   */
+  constructor(self: NodeProcess, silenceMs: number, beatMs: number) {
     this.#self = self;
     this.#silenceMs = silenceMs;
+    this.#beatMs = beatMs;
   }
 
   get members(): readonly Member[] {
@@ -68,8 +73,14 @@ export class Membership {
     if (this.#twin.changes >= 3) return 'duplicate';
     // Once registered, write over it: a late call of our own dead predecessor ends with that, while a
     // living twin writes again and is noticed.
-    const silent = nowMs >= this.#twin.sinceMs + this.#silenceMs;
+    const silent = nowMs >= this.#twin.sinceMs + this.#deadAfterMs(nowMs);
     return this.#registered || ended || silent ? 'register' : 'wait';
+  }
+
+  /** How long a member that has nothing new to say may wait before it registers again. */
+  turnMs(nowMs: number): number {
+    const live = this.members.filter((member) => this.isLive(member.nodeId, nowMs)).length;
+    return this.#beatMs * Math.max(1, live);
   }
 
   /** Our registration was answered. */
@@ -91,6 +102,12 @@ export class Membership {
 
   isLive(nodeId: string, nowMs: number): boolean {
     const heard = this.#heard.get(nodeId);
-    return heard !== undefined && nowMs < heard.atMs + this.#silenceMs;
+    return heard !== undefined && nowMs < heard.atMs + this.#deadAfterMs(nowMs);
+  }
+
+  #deadAfterMs(nowMs: number): number {
+    // Those that went long ago and left their entry take no turn.
+    const recent = [...this.#heard.values()].filter(({ atMs }) => nowMs < atMs + 2 * this.#silenceMs);
+    return this.#silenceMs + this.#beatMs * Math.max(0, recent.length - 1);
   }
 }

@@ -62,6 +62,10 @@ export interface LeaseMachineOptions {
   readonly electionWaitMs: number;
   /** Whether the adapter has `ended`. */
   readonly provesEnd: boolean;
+  /** See LeaseAdapter. */
+  readonly remote?: boolean;
+  /** The version of the record with which this node founded the cluster: nobody can have held it before. */
+  readonly foundedWith?: string | undefined;
   positions(): LeasePositions;
   /**
    * Whether this process was connected to the primary of `epoch` at `atMs` (monotonic): what it lacks is then what was under

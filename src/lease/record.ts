@@ -27,6 +27,7 @@ const recordSchema = z.object({
 
 const memberSchema = z.object({
   ...holder,
+  clusterId: z.string().min(1),
   candidate: z.boolean(),
   region: z.string(),
   priority: z.number(),

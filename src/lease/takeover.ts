@@ -7,8 +7,8 @@ export interface Situation {
   readonly record: LeaseRecord | undefined;
   /** Since when, by our clock, we have watched the record unchanged. */
   readonly sinceMs: number;
-  /** Nobody has ever seen an epoch. */
-  readonly virgin: boolean;
+  /** The store shows less than was there before, or may: whoever held the lease may still write. */
+  readonly lost: boolean;
   /** When we learnt that the holder's process has ended, if we did. */
   readonly endedMs: number | undefined;
   /** Reasons of this node's own to hold back. */
@@ -42,7 +42,9 @@ export function takeover(nowMs: number, options: Options, at: Situation): Verdic
   const free = freeFrom(options, at);
   if (nowMs < free.atMs) {
     const untilMs = free.atMs;
-    return record?.holder ? { kind: 'held', untilMs } : { kind: 'wait', reason: free.reason, untilMs };
+    return record?.holder && !at.lost
+      ? { kind: 'held', untilMs }
+      : { kind: 'wait', reason: free.reason, untilMs };
   }
   const ours = options.positions();
   const recorded = record?.positions ?? {};
@@ -78,11 +80,12 @@ export function takeover(nowMs: number, options: Options, at: Situation): Verdic
 function freeFrom(options: Options, at: Situation): { atMs: number; reason: string } {
   const { ttlMs, marginMs, lockDelayMs, node } = options;
   const { record, sinceMs, endedMs } = at;
-  if (!record) {
-    if (at.virgin) return { atMs: sinceMs, reason: 'the cluster has no lease yet' };
+  if (at.lost) {
     // Its holder may still write: the record was lost, not the holder's deadline.
-    return { atMs: sinceMs + ttlMs + marginMs, reason: 'the lease record is missing' };
+    const longestMs = Math.max(ttlMs, record?.ttlMs ?? 0);
+    return { atMs: sinceMs + longestMs + marginMs, reason: 'the lease record was lost' };
   }
+  if (!record) return { atMs: sinceMs, reason: 'the cluster has no lease yet' };
   const { holder, handoffTo } = record;
   if (holder) {
     if (endedMs !== undefined) {

@@ -44,6 +44,7 @@ export interface VersionedRecord {
 
 /** Member registered beside the record. */
 export interface Member extends LeaseHolder {
+  readonly clusterId: string;
   readonly candidate: boolean;
   readonly region: string;
   readonly priority: number;
@@ -60,6 +61,11 @@ export interface Member extends LeaseHolder {
  * a call that timed out may still be carried out later.
  */
 export interface LeaseAdapter {
+  /**
+   * The store lives apart from the nodes, as Consul does: it may be wiped or put back to an older state while
+   * they run, and each write costs it something.
+   */
+  readonly remote?: boolean;
   /** A read that sees every compare-and-set answered before it (consistent, not from a follower). */
   read(timeoutMs: number): Promise<VersionedRecord>;
   /** Returns the new version, or undefined when the version was no longer current. */

@@ -50,7 +50,13 @@ export class LeaseWorld {
   readonly #knownEpoch: bigint[];
   readonly #positions: { epoch: bigint; txid: bigint }[];
   #stored: VersionedRecord = { record: undefined, version: '0' };
-  readonly #members = new Map<string, Member>();
+  #versions = 0;
+  #members = new Map<string, Member>();
+  /** A store apart from the nodes, which may be wiped or restored while they run. */
+  readonly #remote: boolean;
+  readonly #snapshots: { atMs: number; stored: VersionedRecord; members: Map<string, Member> }[] = [];
+  /** It was: epochs that no living node knows may come again. */
+  #forgot = false;
   #watchers: { version: string; answer: () => void }[] = [];
   #faults = true;
   #highestWon = 0n;
@@ -60,7 +66,8 @@ export class LeaseWorld {
   constructor(seed: number, trace?: (line: string) => void) {
     this.#random = new Random(seed);
     this.#trace = trace;
-    this.#provesEnd = this.#random.chance(0.3);
+    this.#remote = this.#random.chance(0.5);
+    this.#provesEnd = !this.#remote && this.#random.chance(0.6);
     const nodes = this.#random.pick([2, 3, 3, 4]);
     this.#knownEpoch = Array.from({ length: nodes }, () => 0n);
     this.#positions = Array.from({ length: nodes }, () => ({ epoch: 0n, txid: 0n }));
@@ -83,6 +90,7 @@ export class LeaseWorld {
       // Not one that is about to run out.
       const primary = this.#processes.find((one) => one.alive && one.openUntilMs > this.#time.nowMs);
       if (primary && this.#time.nowMs > endedMs + TTL_MS) {
+        this.#checkEpochs();
         return { wins: this.#wins, handOffs: this.#handOffs, recoveryMs: this.#time.nowMs - endedMs };
       }
     }
@@ -116,6 +124,7 @@ export class LeaseWorld {
         lockDelayMs: 0,
         electionWaitMs: 1000,
         provesEnd: this.#provesEnd,
+        remote: this.#remote,
         followed: () => random.chance(0.5),
         positions: () => ({ db: `${this.#positions[node]!.epoch}:${this.#positions[node]!.txid}` }),
       }),
@@ -176,7 +185,8 @@ export class LeaseWorld {
     const { node } = one;
     switch (event.kind) {
       case 'won': {
-        if (event.epoch <= this.#highestWon) throw new Error(`epoch ${event.epoch} was won twice`);
+        if (event.epoch <= this.#highestWon && !this.#forgot)
+          throw new Error(`epoch ${event.epoch} was won twice`);
         this.#highestWon = event.epoch;
         this.#knownEpoch[node] = event.epoch;
         this.#wins += 1;
@@ -197,6 +207,7 @@ export class LeaseWorld {
         if (event.epoch > this.#knownEpoch[node]!) this.#knownEpoch[node] = event.epoch;
         return;
       case 'refused':
+        if (event.code === 'ERR_LEASE_EPOCH_BACK' && this.#forgot) return;
         throw new Error(`${one.incarnation} refused: ${event.reason}`);
       default:
     }
@@ -210,7 +221,8 @@ export class LeaseWorld {
       if (other === one || !other.alive || other.openUntilMs <= now) continue;
       throw new Error(`${one.incarnation} and ${other.incarnation} may both write at ${now}`);
     }
-    if (epoch < this.#highestWon) throw new Error(`${one.incarnation} writes under old epoch ${epoch}`);
+    if (epoch < this.#highestWon && !this.#forgot)
+      throw new Error(`${one.incarnation} writes under old epoch ${epoch}`);
     const mine = this.#positions[one.node]!;
     mine.txid += 1n;
     mine.epoch = epoch;
@@ -280,15 +292,55 @@ export class LeaseWorld {
     const taken =
       record.holder !== undefined && record.holder.incarnation !== before.record?.holder?.incarnation;
     const epochBefore = before.record?.epoch ?? 0n;
-    if (taken ? record.epoch <= epochBefore : record.epoch !== epochBefore) {
+    const grows = this.#forgot || !record.holder ? record.epoch >= epochBefore : record.epoch > epochBefore;
+    if (taken || this.#forgot ? !grows : record.epoch !== epochBefore) {
       throw new Error(`${one.incarnation} moved the record from epoch ${epochBefore} to ${record.epoch}`);
     }
-    this.#stored = { record, version: String(Number(before.version) + 1) };
+    this.#put({ record, version: String(++this.#versions) });
     if (taken || !record.holder) this.#note(`record: epoch ${record.epoch}, ${record.holder?.incarnation}`);
+    this.#snapshots.push({ atMs: this.#time.nowMs, stored: this.#stored, members: new Map(this.#members) });
+    return this.#stored.version;
+  }
+
+  #put(stored: VersionedRecord): void {
+    this.#stored = stored;
     const woken = this.#watchers;
     this.#watchers = [];
     for (const watcher of woken) watcher.answer();
-    return this.#stored.version;
+  }
+
+  /** The record is deleted, or the whole store is lost. */
+  #wipe(): void {
+    this.#forgot = true;
+    if (this.#random.chance(0.5)) this.#members.clear();
+    this.#put({ record: undefined, version: '0' });
+  }
+
+  /**
+   * As a snapshot would: an older record, with its version. Not one younger than a ttl, nor one that was taken while the
+   * lease changed hands or was free: nodes that are stopped or cut off as well cannot know better (docs/guarantees.md).
+   */
+  #restore(): void {
+    const holderAt = (index: number): string | undefined =>
+      this.#snapshots[index]?.stored.record?.holder?.incarnation;
+    const usable = this.#snapshots.filter(({ atMs }, index) => {
+      if (atMs > this.#time.nowMs - TTL_MS) return false;
+      const holder = holderAt(index);
+      return holder !== undefined && holder === holderAt(index + 1) && holder === holderAt(index + 2);
+    });
+    if (usable.length === 0) return;
+    this.#forgot = true;
+    const { stored, members } = this.#random.pick(usable);
+    this.#members = new Map(members);
+    this.#put(stored);
+  }
+
+  /** Whoever is primary, no living node knows a higher epoch. */
+  #checkEpochs(): void {
+    for (const one of this.#processes) {
+      if (!one.alive || this.#knownEpoch[one.node]! <= this.#stored.record!.epoch) continue;
+      throw new Error(`${one.incarnation} knows epoch ${this.#knownEpoch[one.node]}, the record is behind`);
+    }
   }
 
   // Faults
@@ -314,6 +366,7 @@ export class LeaseWorld {
       'handOff',
       'handOff',
       'release',
+      ...(this.#remote ? (['wipe', 'restore'] as const) : []),
     ]);
     this.#note(`fault ${fault} ${one.incarnation} for ${forMs}`);
     switch (fault) {
@@ -334,6 +387,10 @@ export class LeaseWorld {
       case 'store':
         for (const each of this.#processes) each.cutOffUntilMs = now + forMs;
         return;
+      case 'wipe':
+        return this.#wipe();
+      case 'restore':
+        return this.#restore();
       case 'handOff': {
         const target = `n${Math.floor(random.next() * this.#knownEpoch.length)}`;
         this.#handOffs += 1;
