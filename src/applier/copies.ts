@@ -10,7 +10,7 @@ import { monotonicMs } from '../util/clock.js';
 import { mountPath, type ApplierContext } from './context.js';
 import { writeFully } from '../util/files.js';
 import { readFully } from './descriptor-io.js';
-import { databaseLocks, walWriteLock } from './lock-holder.js';
+import { databaseLocks, walWriteLock } from '../util/lock-holder.js';
 import { BUSY, lockedError, whenNotBusy, type WaitOptions } from './write-lock.js';
 
 /** Pages of one step of SQLite's backup: about 4 ms of this process's one thread. */

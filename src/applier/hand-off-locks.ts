@@ -2,7 +2,7 @@ import Database from 'better-sqlite3';
 
 import { toKiteError } from '../errors.js';
 import { mountPath, type ApplierContext } from './context.js';
-import { databaseLocks, walWriteLock } from './lock-holder.js';
+import { databaseLocks, walWriteLock } from '../util/lock-holder.js';
 import type { Unlocked } from './messages.js';
 import { whenNotBusy } from './write-lock.js';
 

@@ -4,7 +4,7 @@ import Database from 'better-sqlite3';
 
 import { KiteError } from '../errors.js';
 import { mountPath, type ApplierContext } from './context.js';
-import { databaseLocks, walWriteLock } from './lock-holder.js';
+import { databaseLocks, walWriteLock } from '../util/lock-holder.js';
 import type { JournalMode } from './messages.js';
 import { BUSY, whenNotBusy, type WaitOptions } from './write-lock.js';
 

@@ -1,13 +1,7 @@
 import type { ErrorCode } from '../errors.js';
 import type { CheckProgress } from '../store/background-check.js';
 import type { EpochPosition, LogFile } from '../store/types.js';
-
-/** Who holds a lock that the applier waits for (from /proc/locks). */
-export interface LockHolder {
-  readonly pid: number;
-  /** Its command line, shortened. */
-  readonly command: string;
-}
+import type { LockHolder } from '../util/lock-holder.js';
 
 /** A database on a replica: what its readers see. */
 export interface AppliedDatabase {

@@ -12,7 +12,7 @@ import {
 import { mountPath, type ApplierContext } from './context.js';
 import { DatabaseFiles } from './database-files.js';
 import { readFully } from './descriptor-io.js';
-import { databaseLocks, walWriteLock } from './lock-holder.js';
+import { databaseLocks, walWriteLock } from '../util/lock-holder.js';
 import { PageReader } from './page-reader.js';
 import { WalTransaction } from './wal-writer.js';
 import { BUSY, isBusy, whenNotBusy, type WaitOptions } from './write-lock.js';

@@ -2,8 +2,7 @@ import Database from 'better-sqlite3';
 
 import { KiteError } from '../errors.js';
 import { monotonicMs } from '../util/clock.js';
-import { findLockHolder, type LockRange } from './lock-holder.js';
-import type { LockHolder } from './messages.js';
+import { findLockHolder, type LockHolder, type LockRange } from '../util/lock-holder.js';
 
 /** After this long the process in the way is named, and again after each such time. */
 const BLOCKED_AFTER_MS = 5000;

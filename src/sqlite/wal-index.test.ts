@@ -7,7 +7,6 @@ import { afterAll, expect, test } from 'vitest';
 import {
   buildWalIndex,
   buildWalIndexHeader,
-  parseCheckpointInfo,
   parseWalIndexHeader,
   planWalIndexAppend,
   WAL_INDEX_BLOCK_BYTES,
@@ -79,11 +78,6 @@ test('the wal-index we build over several blocks has the page numbers and hash t
   const parsed = parseWalIndexHeader(theirs);
   expect(parsed).toEqual({ ...header, change: parsed?.change });
   expect(parseWalIndexHeader(ours)).toEqual(header);
-  expect(parseCheckpointInfo(ours)).toEqual({
-    backfilledFrames: 0,
-    attemptedFrames: header.mxFrame,
-    readMarks: [0, header.mxFrame, undefined, undefined, undefined],
-  });
 });
 
 test('appends planned one by one leave the bytes that SQLite left, and the header comes last', () => {

@@ -34,16 +34,6 @@ export interface WalIndexHeader extends WalChecksum {
   readonly salt2: number;
 }
 
-/** How far checkpoints and readers are. */
-export interface CheckpointInfo {
-  /** Frames that are in `database` already. */
-  readonly backfilledFrames: number;
-  /** Frames that a checkpoint has at least tried to copy. */
-  readonly attemptedFrames: number;
-  /** mxFrame of the snapshots that readers may use; undefined = the mark is free. */
-  readonly readMarks: readonly (number | undefined)[];
-}
-
 /** A piece of `-shm` to write; pieces must be written in the order given. */
 export interface WalIndexWrite {
   readonly offset: number;
@@ -96,16 +86,6 @@ export function buildWalIndexHeader(header: WalIndexHeader): Buffer {
   bytes.writeUInt32LE(sum.checksum1, 40);
   bytes.writeUInt32LE(sum.checksum2, 44);
   return bytes;
-}
-
-/** Takes the first 136 bytes of `-shm`. */
-export function parseCheckpointInfo(bytes: Uint8Array): CheckpointInfo {
-  const info = Buffer.from(bytes.buffer, bytes.byteOffset + CHECKPOINT_INFO_OFFSET, 40);
-  const readMarks = [0, 1, 2, 3, 4].map((mark) => {
-    const frames = info.readUInt32LE(4 + mark * 4);
-    return frames === READ_MARK_UNUSED ? undefined : frames;
-  });
-  return { backfilledFrames: info.readUInt32LE(0), attemptedFrames: info.readUInt32LE(32), readMarks };
 }
 
 /**

@@ -44,10 +44,6 @@ export interface FrameHeader extends WalChecksum {
 export const frameOffset = (frame: number, pageSize: number): number =>
   WAL_HEADER_BYTES + (frame - 1) * (FRAME_HEADER_BYTES + pageSize);
 
-/** How many whole frames fit into a WAL of this size. */
-export const frameCount = (walBytes: number, pageSize: number): number =>
-  Math.max(0, Math.floor((walBytes - WAL_HEADER_BYTES) / (FRAME_HEADER_BYTES + pageSize)));
-
 const asBuffer = (bytes: Uint8Array): Buffer =>
   Buffer.isBuffer(bytes) ? bytes : Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 

@@ -3,8 +3,8 @@ import { mkdirSync, readdirSync, readFileSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
 import { KiteError } from '../errors.js';
 import { fsyncDirectory, isErrno, replaceFile } from '../util/files.js';
+import { databaseLocks, findLockHolder } from '../util/lock-holder.js';
 import { decodeDatabaseName, encodeDatabaseName } from './database-name.js';
-import { lockHolder } from './lock-holder.js';
 import { migrateLiteFsLayout } from './litefs-layout.js';
 
 /** What a node remembers about itself: `<data>/node.json`. */
@@ -187,10 +187,10 @@ function takeLock(path: string): Database.Database {
         cause: error,
       });
     }
-    const holder = lockHolder(path);
+    const holder = findLockHolder([databaseLocks(path)]);
     throw new KiteError(
       'ERR_STORE_LOCKED',
-      `${dirname(path)} is in use by ${holder === undefined ? 'another process' : `process ${holder}`}`,
+      `${dirname(path)} is in use by ${holder === undefined ? 'another process' : `process ${holder.pid}`}`,
     );
   }
 }
