@@ -318,6 +318,17 @@ test('a position inside a file that holds several transactions is not one to go 
   expect(log.contains(positionOf(group))).toBe(true);
 });
 
+test('what a snapshot has replaced does not come back when the snapshot is given up', async () => {
+  const files = chain(20);
+  const { data, directory, log } = logWith(files);
+  const snapshot = made(1, 21, 0n, 1);
+  log.append(snapshot.bytes, snapshot.meta);
+  await log.sync(); // what it replaced is being removed
+  log.setAsideAfter(0n, new LostAndFound(data), 'test');
+  expect(Log.open(directory, { repair: true }).lastPosition).toBeUndefined();
+  await log.close();
+});
+
 test('whatever happens in whatever order, a start finds the chain that was left', async () => {
   await fc.assert(
     fc.asyncProperty(

@@ -43,6 +43,8 @@ export class Log {
   readonly #holds = new Set<{ afterTxid: bigint }>();
   /** Files that the newest snapshot has taken the place of; removed once it is durable. */
   #superseded: string[] = [];
+  /** Files that are out of the log and still there. */
+  readonly #doomed = new Set<string>();
   #removing = Promise.resolve();
   #running: Promise<void> | undefined;
   #next: Promise<void> | undefined;
@@ -238,10 +240,15 @@ export class Log {
   setAsideAfter(txid: bigint, lostAndFound: LostAndFound, reason: string): string | undefined {
     const keep = this.#entries.findIndex((entry) => entry.maxTxid > txid);
     if (keep === -1) return undefined;
+    // What a snapshot has replaced would count again without it.
+    for (const path of this.#doomed) rmSync(path, { force: true });
+    this.#doomed.clear();
     const end = keep > 0 ? this.#file(keep - 1) : undefined;
     // Before other files get these TXIDs: they would count as durable, and not be verified at a start.
     this.#lowerSynced(end?.maxTxid ?? 0n);
-    const paths = this.#entries.slice(keep).map((entry) => join(this.#directory, ltxFileName(entry)));
+    const replaced = keep === 0 ? this.#superseded.splice(0) : [];
+    const given = this.#entries.slice(keep).map((entry) => join(this.#directory, ltxFileName(entry)));
+    const paths = [...replaced, ...given];
     const encodedName = basename(dirname(this.#directory));
     const directory = lostAndFound.setAside(encodedName, paths, reason);
     this.#entries.length = keep;
@@ -379,10 +386,17 @@ export class Log {
     this.#removeLater(superseded);
   }
 
-  /** A file that cannot be removed stays until the next start or retention finds it: no harm but its space. */
+  /**
+   * A file that cannot be removed stays until the next start or retention finds it: no harm but its space. Each is
+   * renamed first: an unlink under way never meets a new file of the same TXIDs.
+   */
   #removeLater(paths: readonly string[]): void {
+    for (const path of paths) this.#doomed.add(path);
     this.#removing = this.#removing.then(async () => {
-      for (const path of paths) await unlink(path).catch(() => undefined);
+      for (const path of paths) {
+        const temporary = this.temporaryPath();
+        if (this.#doomed.delete(path) && isRenamed(path, temporary)) await unlink(temporary).catch(() => {});
+      }
     });
   }
 
@@ -412,6 +426,15 @@ export class Log {
 
   #read(entry: Entry): LogFile {
     return entry.file ?? readLogFile(join(this.#directory, ltxFileName(entry)));
+  }
+}
+
+function isRenamed(from: string, to: string): boolean {
+  try {
+    renameSync(from, to);
+    return true;
+  } catch {
+    return false;
   }
 }
 
