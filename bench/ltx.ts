@@ -1,6 +1,5 @@
 /**
- * How fast LTX files are written and read, on one core, with the pages of a real SQLite database: `node
- * .cache/bench/bench/ltx.js` after `npm run build && npx tsc -p tsconfig.bench.json`. Prints a table; compare
+ * How fast LTX files are written and read, on one core, with the pages of a real SQLite database: `npm run bench ltx`. Prints a table; compare
  * with Go's ltx on the same machine by `ltx encode-db` and `ltx verify`, one core (GOMAXPROCS=1).
  */
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeSync } from 'node:fs';

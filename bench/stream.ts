@@ -1,7 +1,6 @@
 /**
  * What the stream alone costs, from a primary's log to a replica's in another process on loopback, with
- * logs in memory: `node .cache/bench/bench/stream.js` after `npm run build && npx tsc -p
- * tsconfig.bench.json`. Prints commit-to-received latency at 500 transactions/s, small transactions/s
+ * logs in memory: `npm run bench stream`. Prints commit-to-received latency at 500 transactions/s, small transactions/s
  * and MB/s of large ones, without and with a cluster secret.
  */
 import { fork } from 'node:child_process';
