@@ -339,8 +339,33 @@ describe('giving the lease up', () => {
   });
 });
 
+const remote = { remote: true };
+
 describe('a store that was wiped or restored', () => {
-  const remote = { remote: true };
+  test('after an outage the wait for a silent holder starts anew, and what this node followed still counts', () => {
+    const store = new MemoryLeaseStore(heldBy('other', { positions: { db: '4:9' } }));
+    const asked: number[] = [];
+    const bench = new Bench(store, {
+      ...remote,
+      positions: () => ({ db: '4:8' }),
+      followed: (_, atMs) => asked.push(atMs) > 0,
+    }).give({ kind: 'tick' });
+    bench.pass(1000);
+    const seenMs = bench.nowMs;
+    beat(store);
+    bench.pass(50);
+    bench.silent = true;
+    bench.give({ kind: 'failed', id: bench.pending('watch').id, why: 'timed out' }).pass(60_000);
+    bench.silent = false;
+    const read = bench.pending('read');
+    bench.give({ kind: 'answer', id: read.id, answer: bench.answer(read.call) });
+    bench.pass(TTL + MARGIN - 100);
+    expect(bench.last('won')).toBeUndefined();
+    bench.pass(2 * TTL);
+    expect(bench.last('won')?.epoch).toBe(5n);
+    expect(Math.max(...asked)).toBeLessThan(seenMs + 100);
+  });
+
   const put = (store: MemoryLeaseStore, record: LeaseRecord | undefined): void => {
     store.compareAndSet(store.current.version, record);
   };

@@ -23,6 +23,8 @@ interface Known {
   readonly version: string;
   readonly record: LeaseRecord | undefined;
   readonly sinceMs: number;
+  /** The same, whether or not we looked all the time. */
+  readonly seenMs: number;
 }
 
 /** The lease is ours, as far as we know. */
@@ -247,7 +249,8 @@ export class LeaseMachine {
     const watched = !this.#options.remote || now <= this.#lookedAtMs + 4 * this.#beatMs;
     this.#lookedAtMs = now;
     const sinceMs = watched && this.#known?.version === version ? this.#known.sinceMs : now;
-    this.#known = { version, record, sinceMs };
+    const seenMs = this.#known?.version === version ? this.#known.seenMs : now;
+    this.#known = { version, record, sinceMs, seenMs };
     if (record && record.epoch > this.#highestEpoch) this.#highestEpoch = record.epoch;
     const back = this.#isBack(record);
     if (record && !back) this.#furthest = record;
@@ -280,7 +283,7 @@ export class LeaseMachine {
 
   #swapped(now: number, call: RecordCall, version: string): void {
     const record = call.record!;
-    this.#known = { version, record, sinceMs: now };
+    this.#known = { version, record, sinceMs: now, seenMs: now };
     this.#lookedAtMs = now;
     if (call.purpose === 'replace') return this.#follow();
     if (record.epoch > this.#highestEpoch) this.#highestEpoch = record.epoch;
@@ -481,7 +484,7 @@ export class LeaseMachine {
     const options = this.#options;
     const members = this.members;
     if (!this.#mayStand) return undefined;
-    const { sinceMs } = known;
+    const { sinceMs, seenMs } = known;
     const back = this.#isBack(known.record);
     const record = back ? (this.#furthest ?? known.record) : known.record;
     // In a store that can be wiped a lease that nobody ever held may be all that is left of one.
@@ -491,6 +494,7 @@ export class LeaseMachine {
     const verdict = takeover(now, options, {
       record,
       sinceMs,
+      seenMs,
       lost,
       endedMs: holder && this.#ended.get(holder.incarnation),
       holdBack: [

@@ -7,6 +7,8 @@ export interface Situation {
   readonly record: LeaseRecord | undefined;
   /** Since when, by our clock, we have watched the record unchanged. */
   readonly sinceMs: number;
+  /** When this version of it was first seen: whoever followed its holder did until about then. */
+  readonly seenMs: number;
   /** The store shows less than was there before, or may: whoever held the lease may still write. */
   readonly lost: boolean;
   /** When we learnt that the holder's process has ended, if we did. */
@@ -62,7 +64,7 @@ export function takeover(nowMs: number, options: Options, at: Situation): Verdic
   }
   // An old copy that comes up alone must not become the truth. What this node itself had before a power cut is no old copy.
   const own = record?.holder?.nodeId === node.nodeId;
-  if (record && !named && missing.length > 0 && !own && !options.followed(record.epoch, at.sinceMs)) {
+  if (record && !named && missing.length > 0 && !own && !options.followed(record.epoch, at.seenMs)) {
     const reason = `this node was away while the previous primary wrote (${missing.join(', ')}): start one that has it`;
     return { kind: 'wait', reason, untilMs: Infinity };
   }
