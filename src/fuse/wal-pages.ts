@@ -4,13 +4,14 @@ import { FRAME_HEADER_BYTES, parseFrameHeader, WAL_HEADER_BYTES } from '../sqlit
 import type { WalTracker } from './wal-tracker.js';
 
 /**
- * Where each page's newest committed frame is in a replica's `-wal`: by it the mount tells a checkpoint,
+ * Where each page's committed frames are in a replica's `-wal`: by them the mount tells a checkpoint,
  * which any connection may make, from a write that would change the replica (DESIGN §6).
  */
 export class WalPages {
   readonly #tracker: WalTracker;
   readonly #path: string;
-  readonly #offsets = new Map<number, number>();
+  /** pgno → where its pages begin, oldest first. */
+  readonly #frames = new Map<number, number[]>();
   #generation = -1;
   #scanned = WAL_HEADER_BYTES;
   #commitPages = 0;
@@ -20,7 +21,10 @@ export class WalPages {
     this.#path = walPath;
   }
 
-  /** Whether these bytes are what the WAL holds for this place of the database. */
+  /**
+   * Whether these bytes are what the WAL holds for this place of the database, in any of its frames: a checkpoint
+   * copies the frames that were there when it began, and the applier may have appended newer ones since.
+   */
   holds(offset: number, data: Buffer): boolean {
     const { pageSize } = this.#tracker;
     if (pageSize === 0 || data.length === 0) return false;
@@ -28,10 +32,11 @@ export class WalPages {
       for (let at = 0; at < data.length;) {
         const inPage = (offset + at) % pageSize;
         const length = Math.min(pageSize - inPage, data.length - at);
-        const frame = this.#offsets.get(Math.floor((offset + at) / pageSize) + 1);
-        if (frame === undefined) return false;
-        const stored = readAt(fd, frame + inPage, length);
-        if (!stored.equals(data.subarray(at, at + length))) return false;
+        const frames = this.#frames.get(Math.floor((offset + at) / pageSize) + 1) ?? [];
+        const piece = data.subarray(at, at + length);
+        if (frames.findLast((frame) => readAt(fd, frame + inPage, length).equals(piece)) === undefined) {
+          return false;
+        }
         at += length;
       }
       return true;
@@ -50,9 +55,13 @@ export class WalPages {
     return this.#withWal((fd) => {
       const database = fs.openSync(databasePath, 'r');
       try {
-        for (const [pgno, frame] of this.#offsets) {
+        for (const [pgno, frames] of this.#frames) {
           if (pgno > this.#commitPages) continue;
-          if (!readAt(fd, frame, pageSize).equals(readAt(database, (pgno - 1) * pageSize, pageSize))) {
+          if (
+            !readAt(fd, frames.at(-1) ?? 0, pageSize).equals(
+              readAt(database, (pgno - 1) * pageSize, pageSize),
+            )
+          ) {
             return false;
           }
         }
@@ -76,14 +85,16 @@ export class WalPages {
   #scan(fd: number): void {
     if (this.#generation !== this.#tracker.generation) {
       this.#generation = this.#tracker.generation;
-      this.#offsets.clear();
+      this.#frames.clear();
       this.#scanned = WAL_HEADER_BYTES;
       this.#commitPages = 0;
     }
     const step = FRAME_HEADER_BYTES + this.#tracker.pageSize;
     for (; this.#scanned < this.#tracker.committedEnd; this.#scanned += step) {
       const { pgno, commitPages } = parseFrameHeader(readAt(fd, this.#scanned, FRAME_HEADER_BYTES));
-      this.#offsets.set(pgno, this.#scanned + FRAME_HEADER_BYTES);
+      const frames = this.#frames.get(pgno);
+      if (frames) frames.push(this.#scanned + FRAME_HEADER_BYTES);
+      else this.#frames.set(pgno, [this.#scanned + FRAME_HEADER_BYTES]);
       if (commitPages > 0) this.#commitPages = commitPages;
     }
   }
