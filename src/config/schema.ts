@@ -105,7 +105,13 @@ export const configSchema = z.strictObject({
       'Files in the mount that are no SQLite database: refuse them, or keep them on this node only.',
       { default: 'refuse' },
     ),
-    uid: integer('Owner of all files in the mount.', { derived: 'the user who creates the file' }),
+    endLockHolderAfterMs: duration(
+      'End a process that keeps the write lock of a replica’s database for so long; 0: it is only named.',
+      { default: '0' },
+    ),
+    uid: integer('Owner of all files in the mount.', {
+      derived: 'the user who creates the file; with fuse-native, which does not tell, the user of the daemon',
+    }),
     gid: integer('Group of all files in the mount.', {
       derived: 'the group of the user who creates the file',
     }),

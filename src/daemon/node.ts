@@ -23,10 +23,12 @@ import type { ReplicationClientEvent } from '../replication/client.js';
 import { ReplicationServer, type PrimaryRole, type ReplicaEvent } from '../replication/server.js';
 import { DataDirectory } from '../store/data-directory.js';
 import { monotonicMs } from '../util/clock.js';
+import type { LockHolder } from '../util/lock-holder.js';
 import { joinCluster } from './cluster-id.js';
 import { EventLog } from './event-log.js';
 import { HAND_OFF_WAIT_MS, HandOff, type HandOffRequest } from './hand-off.js';
 import { openLease } from './lease-kinds.js';
+import { LockEnforcer } from './lock-enforcer.js';
 import { NodeStore } from './node-store.js';
 import { Promotion } from './promotion.js';
 import { Retention } from './retention.js';
@@ -42,6 +44,7 @@ export class Node implements NodeApi {
   readonly #events: EventLog;
   readonly #metrics: Metrics;
   readonly #data: DataDirectory;
+  readonly #lockEnforcer: LockEnforcer;
   /** What is undone at the end, in reverse order of how it was made. */
   readonly #undo: (() => Promise<void> | void)[] = [];
   #capture!: Capture;
@@ -69,6 +72,7 @@ export class Node implements NodeApi {
     this.#config = config;
     this.#logger = logger;
     this.#data = data;
+    this.#lockEnforcer = new LockEnforcer(config.fuse.endLockHolderAfterMs);
     this.#events = new EventLog(logger, (event) => this.#metrics.events.inc({ kind: event.kind }));
     this.#metrics = new Metrics(() => this.status());
   }
@@ -560,6 +564,19 @@ export class Node implements NodeApi {
         level: 'warn',
       },
     );
+    if (this.#role === 'replica') this.#endLockHolder(name, waitedMs, holder);
+  }
+
+  #endLockHolder(name: string, waitedMs: number, holder: LockHolder | undefined): void {
+    try {
+      const done = this.#lockEnforcer.blocked(name, waitedMs, holder);
+      if (!done) return;
+      const message = `process ${holder?.pid} was ${done === 'asked' ? 'asked to end' : 'killed'}: it kept the write lock of ${name}`;
+      this.#events.add('lock-holder-ended', message, { database: name, level: 'warn' });
+    } catch (error) {
+      // It has ended by itself, or belongs to somebody who may not be signalled.
+      this.#trouble(error);
+    }
   }
 
   #onClientEvent(event: ReplicationClientEvent): void {
