@@ -13,8 +13,9 @@ import { ControlBlock, MountState } from '../fuse/control-block.js';
 import { Mount, type MountEvent } from '../fuse/mount.js';
 import { AdminServer } from '../http/server.js';
 import type { ExportedDatabase, NodeApi } from '../http/node-api.js';
+import { behind } from '../lease/election.js';
 import { Lease } from '../lease/lease.js';
-import type { LeaseEvent, LeaseHolder, LeasePositions } from '../lease/types.js';
+import type { LeaseEvent, LeaseHolder, LeasePositions, Member } from '../lease/types.js';
 import { formatPosition, NO_POSITION } from '../ltx/position.js';
 import type { Logger } from '../observability/log.js';
 import { Metrics } from '../observability/metrics.js';
@@ -32,7 +33,7 @@ import { LockEnforcer } from './lock-enforcer.js';
 import { NodeStore } from './node-store.js';
 import { Promotion } from './promotion.js';
 import { Retention } from './retention.js';
-import { RoleSwitch } from './role.js';
+import { RoleSwitch, type Fetch } from './role.js';
 import { specialFile } from './special-files.js';
 import { makeStatus } from './status.js';
 
@@ -396,19 +397,23 @@ export class Node implements NodeApi {
 
   #onLeaseEvent(event: LeaseEvent): void {
     switch (event.kind) {
-      case 'won':
+      case 'won': {
+        const fetch = this.#fetch(event);
         this.#events.add('won', `the lease is ours, epoch ${event.epoch}: ${event.reason}`);
-        for (const behind of event.behind) {
-          this.#events.add('behind', `the last primary had more: ${behind}`, { level: 'warn' });
-        }
-        this.#roles.becomePrimary(event.epoch).then(
-          () => this.#lease?.ready(event.epoch),
+        this.#roles.becomePrimary(event.epoch, fetch).then(
+          () => {
+            for (const missing of fetch.missing()) {
+              this.#events.add('behind', `the last primary had more: ${missing}`, { level: 'warn' });
+            }
+            this.#lease?.ready(event.epoch);
+          },
           (error: unknown) => {
             this.#trouble(error);
             this.#lease?.giveUp(toKiteError(error).message);
           },
         );
         break;
+      }
       case 'primary':
         // The deadline before the state: the mount must never see a primary without one.
         this.#control.epoch = event.epoch;
@@ -461,6 +466,24 @@ export class Node implements NodeApi {
     }, this.#config.lease.ttlMs);
     this.#undo.push(() => clearTimeout(timer));
     return true;
+  }
+
+  #fetch(won: Extract<LeaseEvent, { kind: 'won' }>): Fetch {
+    return {
+      // A hand-off has shown that nothing is missing.
+      peers: won.complete ? [] : this.#peersToAsk(),
+      wanted: Object.keys(won.recorded),
+      missing: () => behind(this.#leasePositions(), won.recorded),
+      must: won.mustFetch,
+    };
+  }
+
+  /** Who may have what this node lacks, the most advanced first. */
+  #peersToAsk(): string[] {
+    if (!this.#lease) return [];
+    const peers = this.#lease.living.filter(({ nodeId }) => nodeId !== this.#data.node.nodeId);
+    const isAhead = (a: Member, b: Member): number => behind(b.positions, a.positions).length;
+    return peers.toSorted((a, b) => isAhead(b, a) - isAhead(a, b)).map(({ peerAddress }) => peerAddress);
   }
 
   #setRole(role: NodeRole, holder: LeaseHolder | undefined): void {

@@ -5,6 +5,7 @@ import { type ControlBlock, MountState } from '../fuse/control-block.js';
 import type { Mount } from '../fuse/mount.js';
 import type { LeaseHolder } from '../lease/types.js';
 import { ReplicationClient, type ReplicationClientOptions } from '../replication/client.js';
+import { pull } from '../replication/pull.js';
 import type { DataDirectory } from '../store/data-directory.js';
 import type { EventLog } from './event-log.js';
 import type { NodeStore } from './node-store.js';
@@ -21,6 +22,18 @@ export interface RoleParts {
   readonly store: NodeStore;
   readonly events: EventLog;
   readonly client: Omit<ReplicationClientOptions, 'primaryAddress'>;
+}
+
+/** What the winner of a lease gets from others before it lets anybody write. */
+export interface Fetch {
+  /** Addresses to ask, the most promising first. */
+  readonly peers: readonly string[];
+  /** Databases that the previous primary had. */
+  readonly wanted: readonly string[];
+  /** What the previous primary had and this node has not, in words. */
+  readonly missing: () => readonly string[];
+  /** This node's own data is old: without what others have it may not open. */
+  readonly must: boolean;
 }
 
 /**
@@ -80,15 +93,23 @@ export class RoleSwitch {
   }
 
   /**
-   * This node has won the lease: everything received is applied, then capture takes the databases. Rejects when it
-   * cannot be primary now; it is then as it was.
+   * This node has won the lease: what others have and this node lacks is fetched, everything received is
+   * applied, then capture takes the databases. Rejects when it cannot be primary now; it is then as it was.
    */
-  becomePrimary(epoch: bigint): Promise<void> {
+  becomePrimary(epoch: bigint, fetch: Fetch): Promise<void> {
     return this.#inTurn(async () => {
       const { data, capture, applier, store, events } = this.#parts;
       await this.#unfollowPrimary();
-      if (this.#owner === 'none' && !data.node.wasPrimary) this.#follow();
+      if (this.#owner === 'none' && (fetch.must || !data.node.wasPrimary)) this.#follow();
       if (this.#owner === 'applier') {
+        await this.#pullFrom(fetch.peers, fetch.wanted);
+        const missing = fetch.must ? fetch.missing() : [];
+        if (missing.length > 0) {
+          throw new KiteError(
+            'ERR_DAEMON_NOT_READY',
+            `nobody gave what is missing here: ${missing.join(', ')}`,
+          );
+        }
         await withLimit(store.drained(), CATCH_UP_LIMIT_MS, 'what was received could not be applied in time');
         const troubled = store.troubled();
         if (troubled.length > 0) {
@@ -187,6 +208,25 @@ export class RoleSwitch {
       await this.#parts.store.unfollow();
       this.#owner = 'none';
     });
+  }
+
+  /** One after the other, because each goes on from what the one before has brought. */
+  async #pullFrom(peers: readonly string[], wanted: readonly string[]): Promise<void> {
+    const { store, client, events } = this.#parts;
+    for (const address of peers) {
+      const before = store.logEnds();
+      const after = new Map([...wanted, ...before.keys()].map((name) => [name, before.get(name)]));
+      try {
+        await pull({ address, store, secret: client.secret, after });
+      } catch (error) {
+        events.add('pull-failed', toKiteError(error).message, { level: 'warn' });
+      }
+      for (const [name, end] of store.logEnds()) {
+        const from = before.get(name)?.txid ?? 0n;
+        if (end.txid === from) continue;
+        events.add('pulled', `${address} had TXID ${from + 1n} to ${end.txid}`, { database: name });
+      }
+    }
   }
 
   #follow(): void {

@@ -22,6 +22,17 @@ export function behind(ours: LeasePositions, theirs: LeasePositions): string[] {
     .map((name) => `${name} ${theirs[name]} > ${ours[name] ?? 'nothing'}`);
 }
 
+/** Of each database the position of whoever is furthest. */
+export function furthest(all: readonly LeasePositions[]): LeasePositions {
+  const result: Record<string, string> = {};
+  for (const positions of all) {
+    for (const [name, at] of Object.entries(positions)) {
+      if (behind(result, { [name]: at }).length > 0) result[name] = at;
+    }
+  }
+  return result;
+}
+
 /** Why a node should let others go first: `data` is worth the whole election wait, `taste` a moment. */
 export interface Deference {
   readonly kind: 'data' | 'taste';

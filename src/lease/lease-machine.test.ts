@@ -210,7 +210,42 @@ describe('taking the lease', () => {
     const bench = new Bench(store, { positions: () => ({ 'a.db': '3:12' }) }).give({ kind: 'tick' });
     expect(bench.last('waiting')?.reason).toContain('the previous primary had more');
     expect(bench.pass(950).last('won')).toBeUndefined();
-    expect(bench.pass(100).last('won')?.behind).toEqual(['a.db 4:9 > 3:12']);
+    expect(bench.pass(100).last('won')?.recorded).toEqual({ 'a.db': '4:9' });
+  });
+
+  test('an old copy does not take it by itself: a person lets it, or somebody alive has what it lacks', () => {
+    const record = heldBy('other', { positions: { 'a.db': '4:9' } });
+    const old = { positions: () => ({ 'a.db': '4:8' }), followed: () => false };
+    const alone = new Bench(new MemoryLeaseStore(record), old).give({ kind: 'tick' });
+    expect(alone.pass(10 * TTL).last('won')).toBeUndefined();
+    expect(alone.last('waiting')?.reason).toContain('was away');
+    alone.give({ kind: 'acceptLoss', forMs: 1000 });
+    expect(alone.last('won')).toMatchObject({ complete: false, mustFetch: false });
+
+    const store = new MemoryLeaseStore(record);
+    const beside = new Bench(store, old).give({ kind: 'tick' });
+    for (let seen = 1n; seen < 10n; seen += 1n) {
+      store.register(member('reader', { candidate: false, seen, positions: { 'a.db': '4:9' } }));
+      beside.pass(1000);
+    }
+    expect(beside.last('won')).toMatchObject({ mustFetch: true, recorded: { 'a.db': '4:9' } });
+  });
+
+  test('accepting a loss shortens no wait for a holder that may still write', () => {
+    const bench = new Bench(new MemoryLeaseStore(heldBy('other'))).give({ kind: 'tick' });
+    bench.give({ kind: 'acceptLoss', forMs: 10 * TTL });
+    expect(bench.pass(TTL + MARGIN - 1).last('won')).toBeUndefined();
+    expect(bench.pass(1).last('won')?.epoch).toBe(5n);
+  });
+
+  test('who handed it over takes it back, with a new epoch, when the successor does not come', () => {
+    const store = new MemoryLeaseStore();
+    store.register(member('other'));
+    const bench = new Bench(store).asPrimary();
+    bench.give({ kind: 'leave', leave: { kind: 'handOff', target: 'other' } });
+    expect(store.current.record).toMatchObject({ handoffTo: 'other', epoch: 1n });
+    expect(bench.pass(TTL / 5 - 1).last('won')?.epoch).toBe(1n);
+    expect(bench.pass(1).last('won')?.epoch).toBe(2n);
   });
 
   test('among equals the higher priority goes first', () => {

@@ -27,6 +27,8 @@ interface Known {
   readonly seenMs: number;
 }
 
+type Terms = Omit<Extract<LeaseEvent, { kind: 'won' }>, 'kind' | 'epoch'>;
+
 /** The lease is ours, as far as we know. */
 interface Hold {
   readonly epoch: bigint;
@@ -35,7 +37,7 @@ interface Hold {
   /** -Infinity: not allowed until the next renewal succeeds. */
   deadlineMs: number;
   /** Why it was taken, until that has been told. */
-  won: { readonly reason: string; readonly behind: readonly string[] } | undefined;
+  won: Terms | undefined;
   /** The daemon has recovered. */
   ready: boolean;
   /** Applications may write. */
@@ -99,6 +101,8 @@ export class LeaseMachine {
   #graceUntilMs = -Infinity;
   #pausedUntilMs = -Infinity;
   #lossAcceptedUntilMs = -Infinity;
+  /** On what terms this process last tried to take the lease. */
+  #terms: Terms = { reason: '', recorded: {}, complete: false, mustFetch: true };
   /** The version of the record by which this process named a successor. */
   #handedOver: string | undefined;
   #toldReplica: string | undefined;
@@ -122,6 +126,10 @@ export class LeaseMachine {
 
   get record(): LeaseRecord | undefined {
     return this.#known?.record;
+  }
+
+  living(nowMs: number): Member[] {
+    return this.members.filter((member) => this.#membership.isLive(member.nodeId, nowMs));
   }
 
   get waitingFor(): string {
@@ -273,7 +281,7 @@ export class LeaseMachine {
       this.#lose(now, `the record names ${describe(record)}`);
     } else if (ours) {
       // Our own take-over went unanswered but was carried out; a renewal makes it count.
-      const won = { reason: 'an unanswered take-over had succeeded', behind: [] };
+      const won = { ...this.#terms, reason: 'an unanswered take-over had succeeded' };
       this.#hold = this.#newHold(version, record, won);
       this.#nextRenewMs = now;
     } else {
@@ -502,11 +510,16 @@ export class LeaseMachine {
         { untilMs: holder ? this.#graceUntilMs : 0, reason: 'after an outage the holder may return first' },
       ],
       rivals: this.#membership.rivals(now, holder?.nodeId),
+      living: this.living(now),
       formerRegion: members.find((member) => member.nodeId === holder?.nodeId)?.region,
       acceptLoss: now < this.#lossAcceptedUntilMs,
       handedOver: known.version === this.#handedOver,
     });
-    if (verdict.kind === 'take') return { reason: verdict.reason, behind: verdict.behind };
+    if (verdict.kind === 'take') {
+      const { reason, complete, mustFetch } = verdict;
+      this.#terms = { reason, recorded: record?.positions ?? {}, complete, mustFetch };
+      return this.#terms;
+    }
     this.#wakeBy(verdict.untilMs);
     if (verdict.kind === 'wait' && this.#toldWaiting !== verdict.reason) {
       this.#toldWaiting = verdict.reason;

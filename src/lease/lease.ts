@@ -140,6 +140,11 @@ export class Lease {
     return this.#machine.members;
   }
 
+  /** Members whose registration is being renewed: their processes run. */
+  get living(): readonly Member[] {
+    return this.#machine.living(systemClock.nowMs());
+  }
+
   #leave(leave: Leave): Promise<string | undefined> {
     return new Promise((resolve) => {
       if (this.#stopped) return resolve('the lease has stopped');

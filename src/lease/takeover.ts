@@ -1,4 +1,4 @@
-import { behind, deference } from './election.js';
+import { behind, deference, furthest } from './election.js';
 import type { LeaseMachineOptions } from './protocol.js';
 import type { LeaseRecord, Member } from './types.js';
 
@@ -17,6 +17,8 @@ export interface Situation {
   readonly holdBack: readonly { readonly untilMs: number; readonly reason: string }[];
   /** Live candidates apart from this node and the holder. */
   readonly rivals: readonly Member[];
+  /** Everybody whose process runs, candidate or not. */
+  readonly living: readonly Member[];
   readonly formerRegion: string | undefined;
   /** A person has said so: what this node may lack is given up. */
   readonly acceptLoss: boolean;
@@ -25,8 +27,13 @@ export interface Situation {
 }
 
 export type Verdict =
-  /** `behind`: databases of which the previous primary had more. */
-  | { readonly kind: 'take'; readonly reason: string; readonly behind: readonly string[] }
+  /** `complete`: the previous primary saw that this node has everything. `mustFetch`: only with what others have. */
+  | {
+      readonly kind: 'take';
+      readonly reason: string;
+      readonly complete: boolean;
+      readonly mustFetch: boolean;
+    }
   /** The lease is free, or will be at a known time, but not for us yet. */
   | { readonly kind: 'wait'; readonly reason: string; readonly untilMs: number }
   /** It has a holder that is not silent for long enough. */
@@ -52,7 +59,12 @@ export function takeover(nowMs: number, options: Options, at: Situation): Verdic
   const recorded = record?.positions ?? {};
   const missing = behind(ours, recorded);
   if (at.acceptLoss) {
-    return { kind: 'take', reason: `${free.reason}, and a loss is accepted`, behind: missing };
+    return {
+      kind: 'take',
+      reason: `${free.reason}, and a loss is accepted`,
+      complete: false,
+      mustFetch: false,
+    };
   }
   const holdBack = at.holdBack.find((one) => nowMs < one.untilMs);
   if (holdBack) return { kind: 'wait', ...holdBack };
@@ -64,7 +76,14 @@ export function takeover(nowMs: number, options: Options, at: Situation): Verdic
   }
   // An old copy that comes up alone must not become the truth. What this node itself had before a power cut is no old copy.
   const own = record?.holder?.nodeId === node.nodeId;
-  if (record && !named && missing.length > 0 && !own && !options.followed(record.epoch, at.seenMs)) {
+  const old =
+    record !== undefined &&
+    !named &&
+    !own &&
+    missing.length > 0 &&
+    !options.followed(record.epoch, at.seenMs);
+  const fetchable = furthest([ours, ...at.living.map(({ positions }) => positions)]);
+  if (old && behind(fetchable, recorded).length > 0) {
     const reason = `this node was away while the previous primary wrote (${missing.join(', ')}): start one that has it`;
     return { kind: 'wait', reason, untilMs: Infinity };
   }
@@ -75,7 +94,7 @@ export function takeover(nowMs: number, options: Options, at: Situation): Verdic
       return { kind: 'wait', reason: defer.reason, untilMs: free.atMs + waitMs };
     }
   }
-  return { kind: 'take', reason: free.reason, behind: missing };
+  return { kind: 'take', reason: free.reason, complete: named, mustFetch: old };
 }
 
 /** From when on the record may be taken as it is, and why. */

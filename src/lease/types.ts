@@ -100,12 +100,15 @@ export type LeaseEvent =
   /**
    * This node holds the lease under a new epoch and must make itself ready: keep the epoch in node.json,
    * recover, pull what it lacks, then call `ready(epoch)` or `giveUp(why)`. It may not write yet.
-   * `behind` lists databases of which the previous primary had more, as `<name> <theirs> > <ours>`.
+   * `recorded` is how far the previous primary was, as far as the record says. `complete`: it saw that this node has everything.
+   * `mustFetch`: this node may open only when it has got that from others.
    */
   | {
       readonly kind: 'won';
       readonly epoch: bigint;
-      readonly behind: readonly string[];
+      readonly recorded: LeasePositions;
+      readonly complete: boolean;
+      readonly mustFetch: boolean;
       readonly reason: string;
     }
   /** Applications may write until the deadline (monotonic ns). Also after `fenced`, under the same epoch. */

@@ -108,6 +108,11 @@ export class DatabaseReceiver {
     });
   }
 
+  /** Resolves when what has arrived is in the log. */
+  async idle(): Promise<void> {
+    await this.#working;
+  }
+
   /** Begins nothing more. */
   stop(): void {
     this.#closed = true;

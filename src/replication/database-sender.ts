@@ -310,8 +310,8 @@ const endOf = (file: Omit<LogFile, 'path'>): EpochPosition => ({
   epoch: file.epoch,
 });
 
-/** Leaving it early leaves `source` too, which closes its file. */
-async function* inChunks(source: AsyncIterable<Buffer>): AsyncGenerator<Buffer, undefined> {
+/** Pieces of at most 256 KiB. Leaving it early leaves `source` too, which closes its file. */
+export async function* inChunks(source: AsyncIterable<Buffer>): AsyncGenerator<Buffer, undefined> {
   for await (const piece of source) {
     for (let at = 0; at < piece.length; at += CHUNK_BYTES_MAX) {
       yield piece.subarray(at, at + CHUNK_BYTES_MAX);

@@ -1,9 +1,9 @@
 import type { ServerDuplexStream } from '@grpc/grpc-js';
 
 import { KiteError, toKiteError } from '../errors.js';
-import type { EpochPosition } from '../store/types.js';
+import type { EpochPosition, LogFile } from '../store/types.js';
 import { monotonicMs } from '../util/clock.js';
-import { DatabaseSender, type SenderStream } from './database-sender.js';
+import { DatabaseSender, inChunks, type SenderStream } from './database-sender.js';
 import type { Ack__Output } from './generated/kitefs/v1/Ack.js';
 import type { Envelope, Envelope__Output } from './generated/kitefs/v1/Envelope.js';
 import type { Hello__Output } from './generated/kitefs/v1/Hello.js';
@@ -12,7 +12,7 @@ import type { ToReplica } from './generated/kitefs/v1/ToReplica.js';
 import { EnvelopeMac, makeNonce } from './peer-secret.js';
 import { Permits } from './permits.js';
 import type { Acknowledged, ReplicaStatus, ReplicationServerOptions } from './server.js';
-import type { StoreChange } from './store.js';
+import type { ReplicationStore, StoreChange } from './store.js';
 import {
   DEFAULT_HEARTBEAT_MS,
   DEFAULT_SILENCE_MS,
@@ -21,6 +21,7 @@ import {
   decodeToPrimary,
   encodeToReplica,
   fromWirePosition,
+  toWireFile,
   toWirePosition,
 } from './wire.js';
 
@@ -51,7 +52,7 @@ export class ReplicaSession implements SenderStream {
   readonly #connectedAtMs = monotonicMs();
   readonly #heartbeat: NodeJS.Timeout;
   readonly #silentBeatsMax: number;
-  #state: 'hello' | 'start' | 'streaming' | 'ended' = 'hello';
+  #state: 'hello' | 'start' | 'streaming' | 'pulled' | 'ended' = 'hello';
   #wasStreaming = false;
   #epoch = 0n;
   #nodeId = '';
@@ -170,6 +171,7 @@ export class ReplicaSession implements SenderStream {
       // The first envelope that passes is the replica's proof.
       this.#macUp?.check(envelope.body, envelope.mac);
       const message = decodeToPrimary(envelope.body);
+      if (this.#state === 'start' && message.pull) return void this.#sendLog(message);
       this.#checkEpoch(message);
       if (this.#state === 'start') this.#start(message);
       else this.#handle(message);
@@ -247,6 +249,54 @@ export class ReplicaSession implements SenderStream {
       this.#addSender(checkedName(position.database), fromWirePosition(position), position.attempt);
     }
     for (const name of names) this.#sender(name);
+  }
+
+  /** Everything that follows the positions of a node that has won the lease, whatever this node's role is. */
+  async #sendLog(message: ToPrimary__Output): Promise<void> {
+    this.#state = 'pulled';
+    const { store } = this;
+    const epoch = BigInt(message.epoch);
+    if (epoch > store.epoch()) this.#host.options.onHigherEpoch?.(epoch);
+    try {
+      for (const at of message.pull!.positions) {
+        await this.#sendLogOf(checkedName(at.database), fromWirePosition(at) ?? NOTHING);
+      }
+      await this.#taken({ pulled: {} });
+      this.end();
+    } catch (thrown) {
+      this.end(toKiteError(thrown));
+    }
+  }
+
+  async #sendLogOf(name: string, after: EpochPosition): Promise<void> {
+    const { store } = this;
+    const hold = store.hold(name, after.txid);
+    try {
+      for (let at = after; ;) {
+        const files = store.filesAfter(name, at) ?? [];
+        if (files.length === 0) return;
+        for (const file of files) {
+          await this.#taken({ files: { files: [{ ...toWireFile(name, file), last: false }] } });
+          for await (const data of inChunks(bytesOf(store, file))) {
+            await this.#taken({ chunk: { database: name, data, last: false } });
+          }
+          await this.#taken({ chunk: { database: name, last: true } });
+          at = { txid: file.maxTxid, checksum: file.postApplyChecksum, epoch: file.epoch };
+        }
+      }
+    } finally {
+      hold.release();
+    }
+  }
+
+  /** Resolves when the socket has taken the message, which bounds what waits in memory. */
+  #taken(message: Omit<ToReplica, 'epoch'>): Promise<void> {
+    if (this.#state === 'ended') {
+      throw new KiteError('ERR_REPLICATION_DISCONNECTED', 'The node that pulled is gone');
+    }
+    return new Promise((resolve) => {
+      this.#write(message, () => resolve());
+    });
   }
 
   #handle(message: ToPrimary__Output): void {
@@ -343,6 +393,8 @@ export class ReplicaSession implements SenderStream {
   }
 
   #beat(): void {
+    // It has nothing to say; its connection is watched by gRPC.
+    if (this.#state === 'pulled') return;
     // Beats are counted, not time: a pause of this process is no silence of the peer.
     if (++this.#silentBeats > this.#silentBeatsMax) {
       return this.end(new KiteError('ERR_REPLICATION_SILENT', `Nothing came from ${this.peer} for seconds`));
@@ -393,6 +445,14 @@ export class ReplicaSession implements SenderStream {
     const mac = this.#macDown?.next(body) ?? Buffer.alloc(0);
     this.#call.write({ body, mac }, taken);
   }
+}
+
+const NOTHING: EpochPosition = { txid: 0n, checksum: 0n, epoch: 0n };
+
+async function* bytesOf(store: ReplicationStore, file: LogFile): AsyncGenerator<Buffer> {
+  const data = store.readFile(file);
+  if (data instanceof Promise) yield await data;
+  else yield* data;
 }
 
 const notPrimary = (): KiteError => new KiteError('ERR_REPLICATION_NOT_PRIMARY', 'The node is not primary');

@@ -1,5 +1,6 @@
 import { afterEach, expect, test } from 'vitest';
 
+import { pull } from './pull.js';
 import { MemoryStore, sameEnds } from '../../test/replication/memory-store.js';
 import { Peers, until } from '../../test/replication/peers.js';
 
@@ -38,6 +39,43 @@ test('a replica that comes back receives only what it lacks', async () => {
   peers.client(replica, server.port);
   await until('the rest', () => sameEnds(primary, replica));
   expect(replica.finished).toEqual(['a.db 6-6', 'a.db 7-7', 'a.db 8-8']);
+});
+
+test('who has won the lease takes what a replica has beyond it, and gives nothing up for it', async () => {
+  const [winner, other] = [new MemoryStore('w'), new MemoryStore('o')];
+  for (let i = 0; i < 3; i++) other.commit('a.db');
+  const primary = await peers.server(other);
+  const client = peers.client(winner, primary.port);
+  await until('the first copy', () => sameEnds(other, winner));
+  await client.stop();
+  winner.finished.length = 0;
+  for (const sizeBytes of [300, 600_000, 300]) other.commit('a.db', sizeBytes);
+  other.commit('unknown.db');
+  other.commit('wanted.db');
+  other.commit('dropped.db');
+  for (let i = 0; i < 2; i++) winner.commit('forked.db', 300 + i);
+  for (let i = 0; i < 5; i++) other.commit('forked.db', 900 + i);
+  const forked = winner.position('forked.db');
+  const server = await peers.server(other, { role: () => ({ primary: false, holder: undefined }) });
+  const after = new Map(['a.db', 'forked.db', 'wanted.db'].map((name) => [name, winner.position(name)]));
+  // Of one that was dropped here the log goes on with that.
+  after.set('dropped.db', { txid: 2n, checksum: 1n, epoch: 1n });
+  await pull({ address: `127.0.0.1:${server.port}`, store: winner, after });
+  expect(winner.position('a.db')).toEqual(other.position('a.db'));
+  expect(winner.finished).toEqual(['a.db 4-4', 'a.db 5-5', 'a.db 6-6', 'wanted.db 1-1']);
+  expect(winner.position('forked.db')).toEqual(forked);
+  expect(winner.setAside).toEqual([]);
+  expect(winner.openIncoming).toBe(0);
+});
+
+test('a pull ends when nobody answers, and proves the secret like any peer', async () => {
+  const store = new MemoryStore('w');
+  const gone = pull({ address: '127.0.0.1:1', store, after: new Map() });
+  await expect(gone).rejects.toMatchObject({ code: 'ERR_REPLICATION_DISCONNECTED' });
+  const guarded = await peers.server(new MemoryStore('o'), { secret: 'a secret of some length' });
+  const address = `127.0.0.1:${guarded.port}`;
+  const stranger = pull({ address, store, after: new Map(), secret: 'another secret, as long' });
+  await expect(stranger).rejects.toMatchObject({ code: expect.stringMatching(/^ERR_REPLICATION_/) });
 });
 
 test('a position past retention is answered with a snapshot and what follows it', async () => {
