@@ -55,6 +55,7 @@ export class Node implements NodeApi {
   #server!: ReplicationServer;
   #roles!: RoleSwitch;
   #lease: Lease | undefined;
+  #openingReadOnly: NodeJS.Timeout | undefined;
   #handOff: HandOff | undefined;
   #promotion: Promotion | undefined;
   #role: NodeRole = 'starting';
@@ -398,6 +399,8 @@ export class Node implements NodeApi {
   #onLeaseEvent(event: LeaseEvent): void {
     switch (event.kind) {
       case 'won': {
+        // However long getting ready takes: opened read-only after that, the mount of a primary would stay so.
+        clearTimeout(this.#openingReadOnly);
         const fetch = this.#fetch(event);
         this.#events.add('won', `the lease is ours, epoch ${event.epoch}: ${event.reason}`);
         this.#roles.becomePrimary(event.epoch, fetch).then(
@@ -459,12 +462,13 @@ export class Node implements NodeApi {
    */
   #mayBecomePrimaryAtOnce(holder: LeaseHolder | undefined): boolean {
     if (this.#role !== 'starting' || holder || !this.#config.lease.candidate) return false;
-    const timer = setTimeout(() => {
+    clearTimeout(this.#openingReadOnly);
+    this.#openingReadOnly = setTimeout(() => {
       if (this.#role !== 'starting') return;
       this.#setRole('replica', undefined);
       this.#roles.becomeReplica(undefined).catch((error: unknown) => this.#trouble(error));
     }, this.#config.lease.ttlMs);
-    this.#undo.push(() => clearTimeout(timer));
+    this.#undo.push(() => clearTimeout(this.#openingReadOnly));
     return true;
   }
 

@@ -52,6 +52,25 @@ describe('a daemon that is killed (-9)', () => {
     expect(readFileSync('/proc/self/mountinfo', 'utf8')).not.toContain(` ${node.mountDir} `);
   });
 
+  it('is primary again also when getting ready takes longer than its ttl', async () => {
+    const slow = await TestCluster.start({ nodes: 1, ttl: '500ms' });
+    try {
+      const node = slow.node(1);
+      // After a kill every page is compared with its checksum.
+      await node.sql('app.db', 'CREATE TABLE t (x)', 'INSERT INTO t VALUES (zeroblob(150000000))');
+      await node.kill();
+      await node.start();
+      await waitFor('a write to be taken', async () => {
+        return await node.sql('app.db', "INSERT INTO t VALUES ('y')").then(
+          () => true,
+          () => false,
+        );
+      });
+    } finally {
+      await slow.stop();
+    }
+  });
+
   it('takes its application with it, which would go on on a dead mount', async () => {
     const node = await cluster.prepare();
     node.spawn('sh', '-c', `trap '' TERM; echo $$ > '${node.dir}/pid'; while :; do sleep 0.05; done`);
