@@ -42,8 +42,8 @@ export class DatabaseFiles {
   readonly nodes = new Map<DatabaseFileKind | 'shm', FsNode>();
   /** Whether it has committed content that is (or will be) replicated. */
   live: boolean;
-  /** A name was made or removed since the folder was last synced. */
-  folderChanged = true;
+  /** Whether names in its folder were made or removed since that was last synced; `new`: it was never synced. */
+  folder: 'new' | 'changed' | 'synced' = 'new';
   adopting: Adopting | undefined;
   readonly #services: MountServices;
   readonly #wal = new WalTracker();
@@ -61,6 +61,10 @@ export class DatabaseFiles {
     this.live = sizeOf(this.paths.database) > 0;
     this.attach('wal');
     this.attach('journal');
+  }
+
+  folderChanged(): void {
+    if (this.folder === 'synced') this.folder = 'changed';
   }
 
   get slot(): DatabaseSlot {

@@ -81,10 +81,28 @@ describe('the file system', () => {
     create('a.db');
     create('a.db-journal');
     const folder = path.join(dataDir, 'dbs', 'a.db');
-    expect(files.foldersToSync()).toContain(folder);
-    expect(files.foldersToSync()).not.toContain(folder);
+    expect(files.foldersToSync(files.root)).toContain(folder);
+    expect(files.foldersToSync(files.root)).not.toContain(folder);
     files.unlink(files.root, 'a.db-journal', CALLER, () => undefined);
-    expect(files.foldersToSync()).toContain(folder);
+    expect(files.foldersToSync(files.root)).toContain(folder);
+  });
+
+  it('syncs only folders whose names changed, and each only for the folder of the mount that is behind it', () => {
+    const folder = files.mkdir(files.root, 'tenants', 0o755, CALLER);
+    create('a.db');
+    const own = (name: string): string => path.join(dataDir, 'dbs', encodeURIComponent(name));
+    expect(files.foldersToSync(files.root)).toContain(path.join(dataDir, 'tree'));
+    expect(files.foldersToSync(files.root)).toEqual([]);
+    let made: Handle | undefined;
+    files.create(folder, 'b.db', fs.constants.O_RDWR, 0o644, CALLER, (_errno, handle) => (made = handle));
+    write(made!, Buffer.from('SQLite format 3\0'.padEnd(100, '\0'), 'latin1'));
+    expect(files.foldersToSync(files.root)).toEqual([]);
+    const synced = files.foldersToSync(folder);
+    expect(synced).toContain(path.join(dataDir, 'tree', 'tenants'));
+    expect(synced).toContain(path.join(dataDir, 'dbs'));
+    expect(synced).toContain(own('tenants/b.db'));
+    files.create(folder, 'b.db-journal', fs.constants.O_RDWR, 0o644, CALLER, () => undefined);
+    expect(files.foldersToSync(folder)).toEqual([own('tenants/b.db')]);
   });
 
   it('never uses a node id again', () => {

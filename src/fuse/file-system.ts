@@ -72,6 +72,8 @@ export class FileSystem {
   readonly #databases = new Map<string, DatabaseFiles>();
   readonly #waiting = new Set<Waiting>();
   readonly #armed = new Map<string, number>();
+  /** Folders of the tree in which no name changed since they were synced. */
+  readonly #syncedFolders = new Set<string>();
   /** Databases that the applier recovers, where the driver does not tell who calls. */
   readonly #recovering = new Set<string>();
   #applierPid = -1;
@@ -264,6 +266,10 @@ export class FileSystem {
     return path.join(this.#tree, full);
   }
 
+  #treeChanged(...folders: readonly (FsNode | undefined)[]): void {
+    for (const folder of folders) if (folder) this.#syncedFolders.delete(this.#treePath(folder.path));
+  }
+
   /** The file behind a node. */
   #diskPath(node: FsNode): string {
     if (node.database && node.kind !== 'shm') return node.database.path(node.kind as DatabaseFileKind);
@@ -279,9 +285,8 @@ export class FileSystem {
         names.set(entry.name, entry.isDirectory());
       }
       for (const files of this.#databases.values()) {
-        const at = files.name.lastIndexOf('/');
-        if (files.name.slice(0, Math.max(0, at)) !== folder.path) continue;
-        const base = files.name.slice(at + 1);
+        if (folderOf(files.name) !== folder.path) continue;
+        const base = files.name.slice(files.name.lastIndexOf('/') + 1);
         for (const kind of ['database', 'wal', 'journal'] as const) {
           if (fs.existsSync(files.path(kind))) names.set(base + SUFFIX[kind], false);
         }
@@ -361,7 +366,9 @@ export class FileSystem {
     if (change.mode !== undefined) fs.chmodSync(target, change.mode & 0o7777);
     if (change.uid !== undefined || change.gid !== undefined) {
       const now = fs.statSync(target);
-      fs.chownSync(target, change.uid ?? now.uid, change.gid ?? now.gid);
+      const [uid, gid] = [change.uid ?? now.uid, change.gid ?? now.gid];
+      // SQLite as root gives each new journal to the owner of the database, who mostly has it already.
+      if (uid !== now.uid || gid !== now.gid) fs.chownSync(target, uid, gid);
     }
     if (change.atimeMs !== undefined || change.mtimeMs !== undefined) {
       const now = fs.statSync(target);
@@ -463,7 +470,7 @@ export class FileSystem {
     if (beside) {
       const companion = kind as DatabaseFileKind;
       this.#makeFile(beside.path(companion), mode, caller);
-      beside.folderChanged = true;
+      beside.folderChanged();
       return this.#databaseNode(beside, companion, parent, name);
     }
     if (readOnly && otherFiles === 'refuse') {
@@ -471,13 +478,15 @@ export class FileSystem {
       throw new Refusal(Errno.EROFS);
     }
     this.#makeFile(this.#treePath(full), mode, caller);
+    this.#treeChanged(parent);
     return this.#register(new FsNode('file', parent, name));
   }
 
   #makeFile(target: string, mode: number, caller: Caller): void {
     const bits = this.#services.fileMode ?? mode & 0o7777;
     fs.closeSync(fs.openSync(target, 'wx', bits));
-    fs.chmodSync(target, bits); // the daemon's umask must not take part: the kernel has applied the caller's
+    // The daemon's umask must not take part: the kernel has applied the caller's.
+    if ((bits & DAEMON_UMASK) !== 0) fs.chmodSync(target, bits);
     this.#setOwner(target, caller);
   }
 
@@ -597,6 +606,7 @@ export class FileSystem {
       const from = source + SUFFIX[kind];
       if (fs.lstatSync(from, { throwIfNoEntry: false })?.isFile() !== true) continue;
       fs.renameSync(from, files.path(kind));
+      this.#syncedFolders.delete(path.dirname(from));
       if (kind !== 'database') files.attach(kind);
       const node = this.#known(name + SUFFIX[kind]);
       if (!node) continue;
@@ -604,7 +614,7 @@ export class FileSystem {
       node.database = files;
       files.nodes.set(kind, node);
     }
-    files.folderChanged = true;
+    files.folderChanged();
     files.roleChanged();
     this.#services.created(name);
     return files;
@@ -622,15 +632,23 @@ export class FileSystem {
     return node.fd;
   }
 
-  /** Folders behind the mount whose names changed since they were last synced (trap 26). */
-  foldersToSync(): string[] {
-    const folders = [this.#tree];
+  /**
+   * Folders of the data directory behind a folder of the mount whose names changed since they were last synced
+   * (trap 26). No others: each is a flush of the disk, which every rollback-mode transaction would pay. The kernel
+   * syncs a folder of the mount for one caller at a time, so nobody is told that a change is durable while it is still being synced.
+   */
+  foldersToSync(folder: FsNode): string[] {
+    const above = folder.path;
+    const tree = this.#treePath(above);
+    const folders = this.#syncedFolders.has(tree) ? [] : [tree];
+    this.#syncedFolders.add(tree);
     for (const files of this.#databases.values()) {
-      if (!files.folderChanged) continue;
-      files.folderChanged = false;
+      if (files.folder === 'synced' || folderOf(files.name) !== above) continue;
+      // The name of its own folder is in `dbs`, and never changes.
+      if (files.folder === 'new') folders.push(path.join(this.#services.dataDir, 'dbs'));
+      files.folder = 'synced';
       folders.push(files.paths.directory);
     }
-    if (folders.length > 1) folders.push(path.join(this.#services.dataDir, 'dbs'));
     return folders;
   }
 
@@ -669,6 +687,7 @@ export class FileSystem {
     const target = this.#treePath(full);
     const bits = this.#services.dirMode ?? mode & 0o7777;
     fs.mkdirSync(target);
+    this.#treeChanged(parent);
     fs.chmodSync(target, bits);
     this.#setOwner(target, caller);
     return this.#register(new FsNode('folder', parent, name));
@@ -679,6 +698,7 @@ export class FileSystem {
     if (node.kind !== 'folder') throw new Refusal(Errno.ENOTDIR);
     if (this.#holdsDatabases(node.path)) throw new Refusal(Errno.ENOTEMPTY);
     fs.rmdirSync(this.#treePath(node.path));
+    this.#treeChanged(parent);
     this.#detach(node);
   }
 
@@ -691,7 +711,10 @@ export class FileSystem {
       return;
     const files = node.database;
     if (!files || node.kind === 'shm') {
-      if (!node.memory) fs.unlinkSync(this.#diskPath(node));
+      if (!node.memory) {
+        fs.unlinkSync(this.#diskPath(node));
+        this.#treeChanged(parent);
+      }
       this.#detach(node);
       if (node.kind === 'shm') files?.nodes.delete('shm');
       return reply(0);
@@ -716,7 +739,7 @@ export class FileSystem {
     const node = files.nodes.get(kind);
     if (node) this.#detach(node);
     files.nodes.delete(kind);
-    files.folderChanged = true;
+    files.folderChanged();
     if (kind === 'database') files.roleChanged();
   }
 
@@ -759,6 +782,7 @@ export class FileSystem {
     if (this.#holdsDatabases(node.path)) return Errno.EXDEV;
     if (target && this.#holdsDatabases(target.path)) return Errno.ENOTEMPTY;
     fs.renameSync(this.#treePath(node.path), this.#treePath(joined(newParent, newName)));
+    this.#treeChanged(node.parent, newParent);
     if (target) this.#detach(target);
     moveNode(node, newParent, newName);
     return 0;
@@ -766,6 +790,7 @@ export class FileSystem {
 
   #renameFile(node: FsNode, newParent: FsNode, newName: string, reply: Reply<void>): void {
     fs.renameSync(this.#treePath(node.path), this.#treePath(joined(newParent, newName)));
+    this.#treeChanged(node.parent, newParent);
     moveNode(node, newParent, newName);
     const { kind, name: database } = classifyPath(node.path);
     const files = this.#databases.get(database);
@@ -774,6 +799,7 @@ export class FileSystem {
       node.kind = kind;
       node.database = files;
       files.nodes.set(kind, node);
+      files.folderChanged();
       files.attach(kind);
     }
     reply(0);
@@ -792,12 +818,12 @@ export class FileSystem {
       const files = this.#databases.get(to) ?? this.#newDatabase(to);
       fs.renameSync(from.paths.database, files.paths.database);
       from.nodes.delete('database');
-      from.folderChanged = true;
+      from.folderChanged();
       from.roleChanged();
       moveNode(node, newParent, newName);
       node.database = files;
       files.nodes.set('database', node);
-      files.folderChanged = true;
+      files.folderChanged();
       files.roleChanged();
       this.#services.renamed(from.name, to);
       if (this.#services.control.state !== MountState.primary || !files.live) return reply(0);
@@ -818,6 +844,9 @@ export class FileSystem {
     return false;
   }
 }
+
+/** Read once: reading it means setting it for a moment, for all threads. */
+const DAEMON_UMASK = process.umask();
 
 const SUFFIX = { database: '', wal: '-wal', journal: '-journal', shm: '-shm' } as const;
 /** What `ls -i` shows for a file that the kernel has not looked up. */
@@ -840,6 +869,8 @@ const joined = (parent: FsNode, name: string): string => {
   const above = parent.path;
   return above === '' ? name : `${above}/${name}`;
 };
+
+const folderOf = (name: string): string => name.slice(0, Math.max(0, name.lastIndexOf('/')));
 
 const startsWith = (data: Buffer, magic: Buffer): boolean =>
   data.length >= magic.length && data.compare(magic, 0, magic.length, 0, magic.length) === 0;

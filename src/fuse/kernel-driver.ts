@@ -141,7 +141,7 @@ export class KernelDriver {
       case Opcode.fsync:
         return this.#fsync(unique, files.handle(readU64(request, AT)));
       case Opcode.fsyncdir:
-        return this.#fsyncdir(unique);
+        return this.#fsyncdir(unique, files.node(id));
       case Opcode.setattr:
         return this.#setattr(header, request);
       case Opcode.unlink:
@@ -325,8 +325,9 @@ export class KernelDriver {
     this.#fail(unique, 0);
   }
 
-  #fsyncdir(unique: number): void {
-    const folders = this.#files.foldersToSync();
+  #fsyncdir(unique: number, folder: FsNode): void {
+    const folders = this.#files.foldersToSync(folder);
+    if (folders.length === 0) return this.#fail(unique, 0);
     // All to one thread, in order: the last one answers for all of them.
     const queue = this.#queue();
     for (const [i, folder] of folders.entries()) {
@@ -386,5 +387,9 @@ export class KernelDriver {
   }
 }
 
-const openFlags = (handle: Handle): number =>
-  handle.node.kind === 'special' ? wire.FOPEN_DIRECT_IO : wire.FOPEN_KEEP_CACHE;
+function openFlags({ node: { kind } }: Handle): number {
+  if (kind === 'special') return wire.FOPEN_DIRECT_IO;
+  // Closing a journal, which a transaction does, means nothing here. Of other files it may: a copy becomes whole (trap
+  // 24), a mapping of `-shm` is written back.
+  return kind === 'journal' ? wire.FOPEN_KEEP_CACHE | wire.FOPEN_NOFLUSH : wire.FOPEN_KEEP_CACHE;
+}

@@ -189,9 +189,9 @@ function operations(served: Serving): Record<string, Operation> {
       }),
     fsync: (_path: string, _dataOnly: number, id: number, callback: Callback) =>
       guarded(callback, () => sync(files.syncTarget(files.handle(id)), callback)),
-    fsyncdir: (_path: string, _dataOnly: number, _id: number, callback: Callback) =>
+    fsyncdir: (path: string, _dataOnly: number, _id: number, callback: Callback) =>
       guarded(callback, () => {
-        for (const folder of files.foldersToSync()) {
+        for (const folder of files.foldersToSync(find(path))) {
           const fd = fs.openSync(folder, 'r');
           fs.fsyncSync(fd);
           fs.closeSync(fd);

@@ -53,6 +53,8 @@ export const REQUEST_BUFFER_BYTES = MAX_WRITE_BYTES + 4096;
 
 export const FOPEN_DIRECT_IO = 1;
 export const FOPEN_KEEP_CACHE = 2;
+/** No FLUSH at each close (Linux 5.16; older kernels send it all the same). */
+export const FOPEN_NOFLUSH = 32;
 
 /** Bits of SETATTR's `valid`. */
 export const SetAttr = {
