@@ -17,6 +17,8 @@ export class DatabaseFiles {
   readonly databaseFd: number;
   readonly walFd: number;
   readonly shmFd: number;
+  /** What the kernel called the descriptors when they were opened. */
+  readonly #names: readonly (string | undefined)[];
 
   private constructor(path: string, flags: number) {
     this.path = path;
@@ -30,6 +32,7 @@ export class DatabaseFiles {
       this.databaseFd = open(path, fs.constants.O_RDONLY);
       this.walFd = open(`${path}-wal`, flags);
       this.shmFd = open(`${path}-shm`, flags);
+      this.#names = [nameOf(this.walFd), nameOf(this.shmFd)];
     } catch (error) {
       for (const fd of opened) fs.closeSync(fd);
       throw error;
@@ -42,13 +45,28 @@ export class DatabaseFiles {
     return new DatabaseFiles(join(mountDir, name), openFlags(arm));
   }
 
-  /** Whether the paths still lead to the files that are open here (trap 15). */
+  /**
+   * Whether the paths still lead to the files that are open here (trap 15). The kernel knows without asking the mount: it
+   * calls an open file that was unlinked or replaced by another name.
+   */
   areCurrent(): boolean {
+    const [wal, shm] = this.#names;
+    if (wal !== undefined && wal === nameOf(this.walFd) && shm !== undefined && shm === nameOf(this.shmFd))
+      return true;
     return isSameFile(this.walFd, `${this.path}-wal`) && isSameFile(this.shmFd, `${this.path}-shm`);
   }
 
   close(): void {
     for (const fd of [this.databaseFd, this.walFd, this.shmFd]) fs.closeSync(fd);
+  }
+}
+
+/** Path of an open file, which ends with `(deleted)` once it has no name any more; undefined without /proc. */
+function nameOf(fd: number): string | undefined {
+  try {
+    return fs.readlinkSync(`/proc/self/fd/${fd}`);
+  } catch {
+    return undefined;
   }
 }
 

@@ -47,13 +47,6 @@ export type ApplierEvent =
   | { readonly kind: 'checked'; readonly name: string; readonly progress: CheckProgress }
   /** A page is not as it was committed: the database is at no position any more, and has to be opened again. */
   | { readonly kind: 'damaged'; readonly name: string; readonly pgno: number }
-  /** Readers now see `database.position`. Positions between two of these were passed in one transaction. */
-  | {
-      readonly kind: 'applied';
-      readonly name: string;
-      readonly database: AppliedDatabase;
-      readonly walBytes: number;
-    }
   /** The write lock was not had within 5 s; said again every 5 s while it lasts. It is tried on. */
   | {
       readonly kind: 'blocked';

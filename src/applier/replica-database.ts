@@ -259,14 +259,10 @@ export class ReplicaDatabase {
     if (first.commitPages === 0) {
       await this.#remove();
       this.#state = nothing(first);
-      this.#said();
       return 1;
     }
     if (!this.#connection) await this.#create(first.pageSize);
-    const count =
-      first.sizeBytes <= SMALL_FILE_BYTES ? await this.#applySmall() : await this.#applyLarge(first);
-    this.#said();
-    return count;
+    return first.sizeBytes <= SMALL_FILE_BYTES ? await this.#applySmall() : await this.#applyLarge(first);
   }
 
   async #create(pageSize: number): Promise<void> {
@@ -366,15 +362,6 @@ export class ReplicaDatabase {
       throw new KiteError('ERR_LTX_DAMAGED', `${file.path} has no page 1 and nothing is before it`);
     if (firstPage) this.#vacuumsAtCommit = vacuumsAtCommit(firstPage);
     this.#state = { position: positionAfter(file), checksums, journalVersions, pageSize: file.pageSize };
-  }
-
-  #said(): void {
-    this.#context.emit({
-      kind: 'applied',
-      name: this.#name,
-      database: this.applied,
-      walBytes: this.#walBytes,
-    });
   }
 
   #maybeCheckpoint(): void {

@@ -93,9 +93,8 @@ export function buildWalIndexHeader(header: WalIndexHeader): Buffer {
  * `pgnos` are their pages in order; `next` is the header after them. `readBlock` returns block `index` of
  * `-shm` (32 KiB from index * 32 KiB; may be short or empty when the file ends before).
  *
- * Order: page numbers and hash tables first, because readers may use them as soon as they see the header;
- * then header copy 2, then copy 1, because readers take copy 1 first and then compare it with copy 2
- * (walIndexWriteHdr, walIndexTryHdr). The caller holds the WAL's write lock.
+ * Order: page numbers and hash tables first, because readers may use them as soon as they see the header; then
+ * both copies of the header. The caller holds the WAL's write lock.
  */
 export function planWalIndexAppend(
   current: WalIndexHeader,
@@ -116,10 +115,12 @@ export function planWalIndexAppend(
       block.add(frame, pgnos[done]!);
       done += 1;
     }
-    writes.push(...block.changes());
+    writes.push(block.change());
   }
+  // Both copies at once, because each write is a round trip to the mount. A reader takes a header when both copies are
+  // equal and the checksum in them is right (walIndexTryHdr), so it never takes one that is half written.
   const header = buildWalIndexHeader(next);
-  writes.push({ offset: WAL_INDEX_HEADER_BYTES, bytes: header }, { offset: 0, bytes: header });
+  writes.push({ offset: 0, bytes: Buffer.concat([header, header]) });
   return writes;
 }
 
@@ -151,8 +152,10 @@ class IndexBlock {
   readonly #framesBefore: number;
   /** Where the page numbers start in the block. */
   readonly #pgnosOffset: number;
-  readonly #before: Buffer;
   readonly #bytes: Buffer;
+  /** What was changed, bytes of the block. */
+  #from = WAL_INDEX_BLOCK_BYTES;
+  #to = 0;
   readonly #pgnos: Uint32Array;
   readonly #slots: Uint16Array;
 
@@ -160,11 +163,9 @@ class IndexBlock {
     this.#offset = index * WAL_INDEX_BLOCK_BYTES;
     this.#framesBefore = index === 0 ? 0 : FRAMES_IN_FIRST_BLOCK + (index - 1) * FRAMES_PER_BLOCK;
     this.#pgnosOffset = index === 0 ? PREAMBLE_BYTES : 0;
-    this.#before = Buffer.alloc(WAL_INDEX_BLOCK_BYTES);
-    this.#before.set(bytes.subarray(0, WAL_INDEX_BLOCK_BYTES));
     // Not Buffer.from: its pool would not be aligned for words.
     this.#bytes = Buffer.alloc(WAL_INDEX_BLOCK_BYTES);
-    this.#bytes.set(this.#before);
+    this.#bytes.set(bytes.subarray(0, WAL_INDEX_BLOCK_BYTES));
     const { buffer, byteOffset } = this.#bytes;
     this.#pgnos = new Uint32Array(
       buffer,
@@ -181,6 +182,7 @@ class IndexBlock {
     // In a block that starts anew even that is not trusted, as in SQLite.
     if (kept > 0 && this.#pgnos[kept] === 0) return;
     this.#pgnos.fill(0, kept);
+    this.#changed(this.#pgnosOffset + kept * 4, WAL_INDEX_BLOCK_BYTES);
     for (let slot = 0; slot < HASH_SLOTS; slot += 1) {
       if (this.#slots[slot]! > kept) this.#slots[slot] = 0;
     }
@@ -192,22 +194,16 @@ class IndexBlock {
     while (this.#slots[slot] !== 0) slot = (slot + 1) & (HASH_SLOTS - 1);
     this.#pgnos[entry - 1] = pgno;
     this.#slots[slot] = entry;
+    this.#changed(this.#pgnosOffset + (entry - 1) * 4, HASH_OFFSET + slot * 2 + 2);
   }
 
-  /** One piece with the page numbers that differ, one with the hash slots: what lies between is unchanged. */
-  changes(): WalIndexWrite[] {
-    return [
-      ...this.#difference(this.#pgnosOffset, HASH_OFFSET),
-      ...this.#difference(HASH_OFFSET, WAL_INDEX_BLOCK_BYTES),
-    ];
+  /** All that differs in one piece: the page numbers, the hash slots, and what is between them, which stays as it is. */
+  change(): WalIndexWrite {
+    return { offset: this.#offset + this.#from, bytes: this.#bytes.subarray(this.#from, this.#to) };
   }
 
-  #difference(from: number, to: number): WalIndexWrite[] {
-    let start = from;
-    while (start < to && this.#bytes[start] === this.#before[start]) start += 1;
-    if (start === to) return [];
-    let end = to;
-    while (this.#bytes[end - 1] === this.#before[end - 1]) end -= 1;
-    return [{ offset: this.#offset + start, bytes: this.#bytes.subarray(start, end) }];
+  #changed(from: number, to: number): void {
+    if (from < this.#from) this.#from = from;
+    if (to > this.#to) this.#to = to;
   }
 }
