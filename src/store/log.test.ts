@@ -10,8 +10,10 @@ import {
   unlinkSync,
   writeFileSync,
 } from 'node:fs';
+import { once } from 'node:events';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
+import { Worker } from 'node:worker_threads';
 import { afterAll, expect, test } from 'vitest';
 import { pageChecksum } from '../ltx/checksum.js';
 import { encodeLtx } from '../ltx/encoder.js';
@@ -383,3 +385,33 @@ test('whatever happens in whatever order, a start finds the chain that was left'
     { numRuns: 60 },
   );
 });
+
+test.each([true, false])(
+  'a log that is opened while another thread removes its oldest files has no hole',
+  async (synced) => {
+    const { data, directory, log } = logWith(chain(synced ? 1500 : 300));
+    if (synced) await log.sync();
+    const end = log.lastPosition;
+    const removing = new Worker(
+      `const { readdirSync, unlinkSync } = require('node:fs');
+     const names = readdirSync(process.argv[2]).filter((name) => name.endsWith('.ltx')).toSorted();
+     for (const name of names.slice(0, -1)) unlinkSync(process.argv[2] + '/' + name);`,
+      { eval: true, argv: [directory] },
+    );
+    let ended = false;
+    const exited = once(removing, 'exit').then(() => (ended = true));
+    let opened = 0;
+    while (removing.threadId !== -1) {
+      for (const repair of [false, true]) {
+        const other = Log.open(directory, { repair });
+        expect(other.setAside).toEqual([]);
+        expect(other.lastPosition).toEqual(end);
+        opened += 1;
+      }
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    await exited;
+    expect(opened).toBeGreaterThan(2);
+    rmSync(data, { recursive: true });
+  },
+);

@@ -4,7 +4,7 @@ import { basename, dirname, join } from 'node:path';
 import { KiteError } from '../errors.js';
 import { ltxFileName, parseLtxFileName, type Position, type TxidRange } from '../ltx/position.js';
 import { fsyncDirectory, isErrno, writeFully } from '../util/files.js';
-import { readLogFile, sortFolder, verifyLogFile, whyNotAfter } from './log-files.js';
+import { readLogFile, sortFolder, verifyLogFile, whyNotAfter, type FolderContents } from './log-files.js';
 import { readSyncedTxid, syncFiles, writeSyncedTxid } from './log-sync.js';
 import type { LostAndFound } from './lost-and-found.js';
 import type { EpochPosition, LogFile } from './types.js';
@@ -263,11 +263,11 @@ export class Log {
   }
 
   #repair(): void {
-    const names = readdirSync(this.#directory);
-    const { chain, superseded, stray, temporary } = sortFolder(names);
+    const { names, chain, superseded, stray, temporary } = readFolder(this.#directory);
     // Nobody has seen these: a file counts from its rename on.
     for (const name of temporary) rmSync(join(this.#directory, name), { force: true });
     const bad = this.#verifyUnsynced(chain);
+    if (bad === undefined) return this.#repair();
     const aside = [...chain.slice(bad), ...stray];
     if (aside.length > 0) {
       this.#refuseDurable(aside);
@@ -290,8 +290,11 @@ export class Log {
     if (this.#syncedTxid > (this.#last?.maxTxid ?? 0n)) this.#lowerSynced(this.#last?.maxTxid ?? 0n);
   }
 
-  /** Index of the first file that is torn or does not follow; the chain's length when all is well. */
-  #verifyUnsynced(chain: readonly Entry[]): number {
+  /**
+   * Index of the first file that is torn or does not follow; the chain's length when all is well. undefined when
+   * retention in another thread has removed a file since it was listed: gone is not torn.
+   */
+  #verifyUnsynced(chain: readonly Entry[]): number | undefined {
     let last: LogFile | undefined;
     for (const [i, entry] of chain.entries()) {
       if (entry.maxTxid <= this.#syncedTxid) continue;
@@ -302,8 +305,8 @@ export class Log {
         entry.file = file;
         last = file;
       } catch (error) {
-        if (error instanceof KiteError && error.code === 'ERR_STORE_LOG_DAMAGED') return i;
-        throw error;
+        if (!(error instanceof KiteError) || error.code !== 'ERR_STORE_LOG_DAMAGED') throw error;
+        return isErrno(error.cause, 'ENOENT') ? undefined : i;
       }
     }
     return chain.length;
@@ -321,7 +324,7 @@ export class Log {
 
   /** The folder as another thread keeps it; its newest file may be half written, and will be `noted`. */
   #view(): void {
-    this.#entries = [...sortFolder(readdirSync(this.#directory)).chain];
+    this.#entries = [...readFolder(this.#directory).chain];
     while (this.#entries.length > 0) {
       try {
         this.#last = verifiedIfNew(this.#entries.at(-1)!, this.#directory, this.#syncedTxid);
@@ -426,6 +429,20 @@ export class Log {
 
   #read(entry: Entry): LogFile {
     return entry.file ?? readLogFile(join(this.#directory, ltxFileName(entry)));
+  }
+}
+
+/**
+ * What is in a log's folder. A listing is not of one moment: while retention in another thread removes files it may
+ * show an older one and lack a newer one that went in between. As the oldest go first, the file before such a hole
+ * is gone too by then; when it is still there, the hole is real.
+ */
+function readFolder(directory: string): FolderContents & { readonly names: readonly string[] } {
+  for (;;) {
+    const names = readdirSync(directory);
+    const contents = sortFolder(names);
+    const beforeHole = contents.stray.length > 0 ? contents.chain.at(-1) : undefined;
+    if (!beforeHole || existsSync(join(directory, ltxFileName(beforeHole)))) return { names, ...contents };
   }
 }
 
