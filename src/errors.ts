@@ -104,7 +104,7 @@ export const ERRORS = {
     { exit: 2, http: 503, grpc: 7 },
   ),
   ERR_LEASE_DUPLICATE_NODE: row(
-    'Two processes use one node id: stop the other one, or give this node an id and data directory of its own.',
+    'Two processes use one node id: stop the other one, or run `kitefs node reset-id` on the copied data.dir (docs/runbooks/node-id.md).',
     { exit: 2, http: 409, grpc: 6 },
   ),
   ERR_LEASE_EPOCH_BACK: row(

@@ -138,6 +138,14 @@ function program(): Command {
       process.exitCode = await verifyFiles(files);
     });
 
+  const node = kitefs.command('node').description('change what a stopped node is');
+  addConfigOptions(
+    node.command('reset-id').description('give a copied data directory a node id of its own'),
+  ).action(async (_options, command: Command) => {
+    const { resetNodeId } = await import('./node-id.js');
+    resetNodeId(configOf(command));
+  });
+
   const config = kitefs.command('config').description('look at the configuration');
   addConfigOptions(
     config.command('check').description('say what is wrong with it, and what has no effect'),

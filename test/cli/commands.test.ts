@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, type Server } from 'node:net';
 import { once } from 'node:events';
 import { execFileSync } from 'node:child_process';
@@ -116,6 +116,27 @@ describe('the kitefs command', () => {
     const dump = await runCli(['ltx', 'dump', '--json', sound]);
     expect(JSON.parse(dump.stdout)).toMatchObject({ pageSize: 512, minTxid: '0000000000000002' });
     expect((await runCli(['ltx', 'dump', sound])).stdout).toContain('page size');
+  });
+
+  it('gives a copied data directory an id of its own', async () => {
+    const data = join(dir, 'copied');
+    const reset = async (...more: string[]): Promise<string> => {
+      const done = await runCli([
+        'node',
+        'reset-id',
+        '--data.dir',
+        data,
+        '--fuse.dir',
+        join(dir, 'm'),
+        ...more,
+      ]);
+      expect(done.code).toBe(0);
+      return (JSON.parse(readFileSync(join(data, 'node.json'), 'utf8')) as { nodeId: string }).nodeId;
+    };
+    const first = await reset();
+    const second = await reset();
+    expect(second).not.toBe(first);
+    expect(await reset('--node.id', 'fra-2')).toBe('fra-2');
   });
 
   it('says that a node cannot be reached, and what to look at', async () => {

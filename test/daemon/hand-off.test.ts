@@ -138,3 +138,23 @@ it('runs a command on the primary that it has made, with the exit code of the co
   await waitFor('node3 to be primary', async () => (await roleOf(third)) === 'primary');
   await cluster!.assertSame(NAME);
 });
+
+it('lets a winner that was away open only with what a replica has that can never be primary', async () => {
+  await start();
+  const [first, second] = [cluster!.node(1), cluster!.node(2)];
+  const reader = await cluster!.add({ candidate: false });
+  await cluster!.caughtUp(NAME);
+  await second.stop();
+  await first.sql(NAME, "INSERT INTO t VALUES ('only the reader', 1, '')");
+  const committed = (await first.database(NAME))?.position;
+  await waitFor(
+    'the reader to have it',
+    async () => (await reader.database(NAME))?.appliedPosition === committed,
+  );
+  await first.kill();
+  await second.start();
+  await waitFor('node2 to be primary', async () => (await roleOf(second)) === 'primary');
+  expect(await second.sql(NAME, 'SELECT writer FROM t')).toBe('only the reader');
+  expect(await events(second, 'pulled')).toHaveLength(1);
+  await cluster!.assertSame(NAME);
+});
