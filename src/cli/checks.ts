@@ -12,6 +12,9 @@ import { createServer } from 'node:net';
 import { dirname, join } from 'node:path';
 import type { Config } from '../config/load.js';
 import { formatAddress, type Address } from '../config/values.js';
+import { openLease } from '../daemon/lease-kinds.js';
+import { toKiteError } from '../errors.js';
+import type { LeaseAdapter } from '../lease/types.js';
 
 /** One thing that a node needs of the machine, looked at. */
 export interface Check {
@@ -44,6 +47,7 @@ export async function nodeChecks(config: Config): Promise<Check[]> {
     mountPoint(config.fuse.dir),
     writableFolder('data.dir', config.data.dir),
     ...(config.lease.type === 'local' ? [writableFolder('lease.path', dirname(config.lease.path))] : []),
+    ...(config.lease.type === 'consul' ? [await consulAnswers(config)] : []),
     ...(config.fuse.driver === 'fuse-native' && config.fuse.allowOther ? [userAllowOther()] : []),
     await freePort('http.addr', config.http.addr),
     await freePort('peer.addr', config.peer.addr),
@@ -155,6 +159,23 @@ function writableFolder(what: string, dir: string): Check {
       `${at} cannot be written (${code})`,
       `run as a user who may, or: sudo chown $USER ${at}`,
     );
+  }
+}
+
+/** Whether Consul answers, lets this node read the lease, and the key holds nothing else. */
+async function consulAnswers(config: Config): Promise<Check> {
+  const what = `lease.consul.key ${config.lease.consul.key}`;
+  let adapter: LeaseAdapter | undefined;
+  try {
+    adapter = openLease(config, 'doctor', 0n);
+    const { record } = await adapter.read(5000);
+    if (!record) return good(what, 'is empty');
+    return good(what, `cluster ${record.clusterId}, primary ${record.holder?.nodeId ?? 'nobody'}`);
+  } catch (thrown) {
+    const { message, row } = toKiteError(thrown);
+    return bad(what, message, row.action);
+  } finally {
+    await adapter?.close();
   }
 }
 

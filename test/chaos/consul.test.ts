@@ -3,6 +3,7 @@ import { once } from 'node:events';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, it } from 'vitest';
 import { freePort, type TestNode, TestCluster, waitFor } from '../helpers/cluster.js';
+import { runCli } from '../cli/run-cli.js';
 import { TestConsul } from '../helpers/consul.js';
 
 /** Whole nodes whose lease is in Consul: the primary dies, Consul hangs for longer than the deadline, Consul is not there. */
@@ -78,4 +79,6 @@ it('says what is wrong and leaves no data when Consul is not there at the first 
   expect(node.log()).toMatch(/Consul at http:\/\/127\.0\.0\.1:\d+: .*ECONNREFUSED[^]*ERR_LEASE_UNREACHABLE/);
   expect(node.log()).not.toContain('t0ps3cret');
   expect(existsSync(join(node.dataDir, 'clusterid'))).toBe(false);
+  const doctor = await runCli(['doctor', '-config', node.configPath]);
+  expect(doctor.stdout).toMatch(/FAIL {2}lease\.consul\.key app\/primary: Consul at .*ECONNREFUSED/);
 });
