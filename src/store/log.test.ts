@@ -399,7 +399,7 @@ test.each([true, false])(
       { eval: true, argv: [directory] },
     );
     let ended = false;
-    const exited = once(removing, 'exit').then(() => (ended = true));
+    const exited = once(removing, 'exit');
     let opened = 0;
     while (removing.threadId !== -1) {
       for (const repair of [false, true]) {
