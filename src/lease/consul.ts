@@ -28,7 +28,7 @@ export interface ConsulLeaseOptions {
 
 /**
  * The lease as a key of Consul, changed by check-and-set on its ModifyIndex. No session: its TTL (doubled by
- * Consul), its lock-delay and its health checks are what the lease must not depend on (docs/decisions/009).
+ * Consul), its lock-delay and its health checks are what the lease must not depend on (docs/decisions/010).
  * Throws ERR_CONFIG_INVALID when a file of certificates cannot be read; calls nothing yet.
  */
 export function openConsulLease(options: ConsulLeaseOptions): LeaseAdapter {
