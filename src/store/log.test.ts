@@ -398,7 +398,6 @@ test.each([true, false])(
      for (const name of names.slice(0, -1)) unlinkSync(process.argv[2] + '/' + name);`,
       { eval: true, argv: [directory] },
     );
-    let ended = false;
     const exited = once(removing, 'exit');
     let opened = 0;
     while (removing.threadId !== -1) {
