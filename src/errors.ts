@@ -72,6 +72,7 @@ export const ERRORS = {
   ERR_CLI_CHECKS: row('Follow what each line says, then look again with `kitefs doctor`.'),
   ERR_CLI_DEMO: row('Look into the log that is named; `kitefs doctor` checks the machine.'),
   ERR_CLI_FILE: row('Check the path and its permissions.'),
+  ERR_CLI_LOST: row('Look at `kitefs lost ls` for what there is.'),
   ERR_CLI_UNREACHABLE: row('Check that the node runs and that -url is its http.addr.', { retry: true }),
   ERR_CLI_USAGE: row('See `kitefs --help`.', { exit: 2 }),
 

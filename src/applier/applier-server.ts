@@ -23,9 +23,15 @@ export class ApplierServer {
     const context = this.#context;
     switch (call.op) {
       case 'open':
-        return (await this.#opened(call.args.name)).applied;
+        return await this.#place(call.args.name);
       case 'apply':
         return await this.#apply(call.args.name, call.args.files);
+      case 'checksums': {
+        const { name, firstPgno, count } = call.args;
+        return await (await this.#opened(name)).checksums(firstPgno, count);
+      }
+      case 'keep':
+        return await (await this.#opened(call.args.name)).keep(call.args.path);
       case 'close':
         return await this.#close(call.args.name);
       case 'closeAll':
@@ -75,6 +81,12 @@ export class ApplierServer {
       this.#context.check.add(name, (maxBytes) => database.check(maxBytes));
       return database;
     });
+  }
+
+  async #place(name: string): Promise<AppliedDatabase> {
+    const serving = this.#open.get(name);
+    if (serving?.ready && !serving.place()) await this.#close(name);
+    return (await this.#opened(name)).applied;
   }
 
   #export(name: string, path: string): Promise<void> {

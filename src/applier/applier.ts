@@ -9,6 +9,7 @@ import type { EpochPosition, LogFile } from '../store/types.js';
 import { withoutFuse } from '../util/child-stdio.js';
 import { monotonicMs } from '../util/clock.js';
 import type {
+  AppliedChecksums,
   AppliedDatabase,
   ApplierCall,
   ApplierCalls,
@@ -85,7 +86,8 @@ export class Applier {
   /**
    * Serves a database on a replica: opens it, in WAL mode whatever the primary's mode is, and finds where
    * it stands in the log. A database that does not exist is at TXID 0. Rejects with ERR_APPLIER_DIVERGED
-   * when its bytes are those of no position of the log: it needs a resync, a snapshot may be applied at once.
+   * when its bytes are those of no position of the log: it needs a resync, a snapshot may be applied at once. Open
+   * already: it is placed in the log as that is now, which may have been replaced by a difference.
    */
   open(name: string): Promise<AppliedDatabase> {
     return this.#call('open', { name });
@@ -98,6 +100,19 @@ export class Applier {
    */
   apply(name: string, files: readonly LogFile[]): Promise<AppliedDatabase> {
     return this.#call('apply', { name, files });
+  }
+
+  /**
+   * Page checksums of `count` pages from `firstPgno` on, while nothing is applied. Where the bytes are at no position of the
+   * log all pages are read for it. Undefined when there is no database, or SQLite cannot open it.
+   */
+  checksums(name: string, firstPgno: number, count: number): Promise<AppliedChecksums | undefined> {
+    return this.#call('checksums', { name, firstPgno, count });
+  }
+
+  /** Writes what the database holds now to `path` as a snapshot LTX, while nothing is applied. */
+  keep(name: string, path: string): Promise<void> {
+    return this.#call('keep', { name, path });
   }
 
   /**

@@ -25,7 +25,8 @@ const JOURNAL_VERSIONS: readonly JournalVersions[] = [
 
 interface Candidate {
   readonly position: EpochPosition;
-  readonly pages: number;
+  /** Undefined: not known, the checksum alone says it. */
+  readonly pages: number | undefined;
 }
 
 /** How many bytes are read before others get a turn. */
@@ -43,10 +44,11 @@ export async function locatePosition(
   trusted: boolean,
 ): Promise<Located | undefined> {
   const saved = trusted ? PageChecksums.load(checksumsPath) : undefined;
-  const later = saved && log.filesAfter(saved.flush.position);
-  if (saved && later && saved.flush.pageSize === pages.pageSize) {
+  const savedAt = saved && placeInLog(log, saved.flush.position);
+  const later = savedAt && log.filesAfter(savedAt);
+  if (saved && savedAt && later && saved.flush.pageSize === pages.pageSize) {
     const { checksums, flush } = saved;
-    const candidates = [{ position: flush.position, pages: checksums.pages }, ...later.map(endOf)];
+    const candidates = [{ position: savedAt, pages: checksums.pages }, ...later.map(endOf)];
     await recompute(pages, checksums, changedPages(pages, checksums.pages, later), flush.journalVersions);
     const found = match(pages, checksums, candidates, flush.journalVersions);
     if (found) return found;
@@ -59,6 +61,23 @@ export async function locatePosition(
   return match(pages, checksums, candidates, versions!);
 }
 
+/**
+ * Where a database that was at `position` stands in a log. A log that begins with a difference (DESIGN §7) begins where
+ * that database is, whatever its position was called before: equal checksums are equal pages. Undefined: nowhere.
+ */
+export function placeInLog(log: Log, position: EpochPosition): EpochPosition | undefined {
+  if (log.contains(position)) return position;
+  const start = startOf(log);
+  return start && start.checksum === position.checksum ? start : undefined;
+}
+
+/** Where a log begins; undefined when that is nothing, before a snapshot. */
+function startOf(log: Log): EpochPosition | undefined {
+  const first = log.firstFile;
+  if (!first || first.minTxid === 1n) return undefined;
+  return { txid: first.minTxid - 1n, checksum: first.preApplyChecksum, epoch: first.epoch };
+}
+
 const endOf = (file: LogFile): Candidate => ({
   position: { txid: file.maxTxid, checksum: file.postApplyChecksum, epoch: file.epoch },
   pages: file.commitPages,
@@ -67,8 +86,12 @@ const endOf = (file: LogFile): Candidate => ({
 function wholeLog(log: Log): Candidate[] {
   const first = log.firstFile;
   if (!first) return [];
-  const start = { txid: first.minTxid - 1n, checksum: first.preApplyChecksum };
-  return (log.filesAfter(start) ?? []).map(endOf);
+  const before = { txid: first.minTxid - 1n, checksum: first.preApplyChecksum };
+  const start = startOf(log);
+  return [
+    ...(start ? [{ position: start, pages: undefined }] : []),
+    ...(log.filesAfter(before) ?? []).map(endOf),
+  ];
 }
 
 /** The newest candidate that the checksums are those of, with either journal mode in page 1. */
@@ -81,11 +104,22 @@ function match(
   for (const journalVersions of [known, ...JOURNAL_VERSIONS]) {
     if (pages.pageCount > 0) setPage(pages, checksums, 1, journalVersions, new Uint32Array(2));
     const found = candidates.findLast(
-      ({ position, pages: count }) => position.checksum === checksums.checksum && count === checksums.pages,
+      ({ position, pages: count }) =>
+        position.checksum === checksums.checksum && (count ?? checksums.pages) === checksums.pages,
     );
     if (found) return { position: found.position, checksums, journalVersions };
   }
   return undefined;
+}
+
+/** Checksums of all pages as they are, where they are at no position of a log. */
+export async function checksumsOf(
+  pages: PageReader,
+  journalVersions: JournalVersions,
+): Promise<PageChecksums> {
+  const checksums = new PageChecksums();
+  await recompute(pages, checksums, everyPage(pages.pageCount), journalVersions);
+  return checksums;
 }
 
 async function recompute(

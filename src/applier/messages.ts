@@ -11,6 +11,19 @@ export interface AppliedDatabase {
   readonly pageSize: number;
 }
 
+/** Page checksums of a database, some of them: what it can be compared with another copy by. */
+export interface AppliedChecksums {
+  /** Where it stands; TXID 0 when its bytes are at no position of the log. */
+  readonly txid: bigint;
+  /** Of all pages. */
+  readonly checksum: bigint;
+  readonly pageSize: number;
+  /** In all. */
+  readonly pages: number;
+  /** Two halves per page that was asked for. */
+  readonly halves: Uint32Array;
+}
+
 /** A database whose write lock could not be had, and why: who has it, where that can be seen. */
 export interface Unlocked {
   readonly name: string;
@@ -23,6 +36,8 @@ export type JournalMode = 'wal' | 'delete';
 export interface ApplierCalls {
   open: [{ name: string }, AppliedDatabase];
   apply: [{ name: string; files: readonly LogFile[] }, AppliedDatabase];
+  checksums: [{ name: string; firstPgno: number; count: number }, AppliedChecksums | undefined];
+  keep: [{ name: string; path: string }, void];
   close: [{ name: string }, EpochPosition | undefined];
   closeAll: [Record<string, never>, void];
   recover: [{ name: string }, void];

@@ -11,8 +11,9 @@ import { markClosed, markServed } from './boot-marker.js';
 import { mountPath, type ApplierContext } from './context.js';
 import { createDatabase, emptyFirstPage, removeDatabase } from './database-files.js';
 import { follows, positionAfter, readTransaction, SMALL_FILE_BYTES } from './incoming.js';
-import { locatePosition, type Located } from './locate-position.js';
-import type { AppliedDatabase } from './messages.js';
+import { writeSnapshot } from './keep.js';
+import { checksumsOf, locatePosition, placeInLog, type Located } from './locate-position.js';
+import type { AppliedChecksums, AppliedDatabase } from './messages.js';
 import { PageReader } from './page-reader.js';
 import { ReplicaCheck, type ReplicaCheckResult } from './replica-check.js';
 import { vacuumsAtCommit, WalConnection } from './wal-connection.js';
@@ -47,6 +48,8 @@ export class ReplicaDatabase {
   #connection: WalConnection | undefined;
   /** Undefined: the bytes are those of no known position, only a snapshot can follow. */
   #state: State | undefined;
+  /** The log could not be read: what the pages are can still be told. */
+  #logError: KiteError | undefined;
   #draining: Promise<void> | undefined;
   #walBytes = 0;
   #checkpointing: Promise<void> | undefined;
@@ -80,9 +83,64 @@ export class ReplicaDatabase {
 
   /** Where it stands. Throws ERR_APPLIER_DIVERGED when that is nowhere in the log: then a snapshot has to come. */
   get applied(): AppliedDatabase {
+    if (this.#logError) throw this.#logError;
     const state = this.#state;
-    if (!state) throw new KiteError('ERR_APPLIER_DIVERGED', `${this.#name} is at no position of the log`);
+    if (!state || isNowhere(state)) {
+      throw new KiteError('ERR_APPLIER_DIVERGED', `${this.#name} is at no position of the log`);
+    }
     return { position: state.position, pageCount: state.checksums.pages, pageSize: state.pageSize };
+  }
+
+  /**
+   * Finds out where it stands in the log as that is now: a difference may have taken the place of what was there. False: it
+   * has to be opened again for that, because the log could not be read.
+   */
+  place(): boolean {
+    if (this.#logError) return false;
+    const state = this.#state;
+    if (!state || state.checksums.pages === 0) return true;
+    const log = Log.open(this.#paths.ltx, { repair: false });
+    const position = placeInLog(log, state.position) ?? nowhere(state.position.checksum);
+    this.#state = { ...state, position };
+    return true;
+  }
+
+  /** Checksums of `count` pages from `firstPgno` on; undefined when SQLite finds no database here. */
+  async checksums(firstPgno: number, count: number): Promise<AppliedChecksums | undefined> {
+    await this.#draining;
+    const state = this.#state ?? (await this.#stateOfPages());
+    if (!state || state.checksums.pages === 0) return undefined;
+    const { position, checksums, pageSize } = state;
+    const pages = Math.max(0, Math.min(count, checksums.pages - firstPgno + 1));
+    const halves = new Uint32Array(pages * 2);
+    for (let i = 0; i < pages; i += 1) {
+      halves[i * 2] = checksums.high(firstPgno + i);
+      halves[i * 2 + 1] = checksums.low(firstPgno + i);
+    }
+    return { txid: position.txid, checksum: checksums.checksum, pageSize, pages: checksums.pages, halves };
+  }
+
+  /** Writes what it holds now to `path` as a snapshot LTX. */
+  async keep(path: string): Promise<void> {
+    await this.#draining;
+    const state = this.#state;
+    if (!state || !this.#connection) throw new KiteError('ERR_APPLIER_IO', `${this.#name} cannot be read`);
+    await this.#connection.reading(async () => {
+      await writeSnapshot(path, new PageReader(this.#connection!.files), state);
+    });
+  }
+
+  /** Its bytes are at no position of the log: what they are is found by reading them all, and kept. */
+  async #stateOfPages(): Promise<State | undefined> {
+    await this.#connection?.reading(async () => {
+      const pages = new PageReader(this.#connection!.files);
+      // What the primary's are is not known; a wrong guess only makes page 1 differ.
+      const journalVersions = { write: 2, read: 2 };
+      const checksums = await checksumsOf(pages, journalVersions);
+      const position = nowhere(checksums.checksum);
+      this.#state = { position, checksums, journalVersions, pageSize: pages.pageSize };
+    });
+    return this.#state;
   }
 
   /** Resolves when readers see the last of these files. After an error the database must be closed. */
@@ -183,24 +241,27 @@ export class ReplicaDatabase {
   async open(): Promise<void> {
     try {
       await this.#locate();
-      this.#ready = true;
     } catch (error) {
-      await this.#release();
-      throw error;
+      if (!(error instanceof KiteError) || error.code !== 'ERR_STORE_LOG_DAMAGED' || !this.#connection) {
+        await this.#release();
+        throw error;
+      }
+      this.#logError = error;
     }
+    this.#ready = true;
   }
 
   async #locate(): Promise<void> {
     const { directory, ltx, checksums } = this.#paths;
     fs.mkdirSync(directory, { recursive: true });
-    const log = Log.open(ltx, { repair: false });
     const size = fs.statSync(mountPath(this.#context, this.#name), { throwIfNoEntry: false })?.size ?? 0;
     if (size === 0) {
-      this.#state = nothing(log.lastFile);
+      this.#state = nothing(Log.open(ltx, { repair: false }).lastFile);
       return;
     }
     const trusted = markServed(directory);
     this.#connection = await this.#connect();
+    const log = Log.open(ltx, { repair: false });
     await this.#connection?.reading(async () => {
       const pages = new PageReader(this.#connection!.files);
       const located = await locatePosition(pages, log, checksums, trusted);
@@ -343,7 +404,7 @@ export class ReplicaDatabase {
           () => wal.full,
         );
         if (wal.frames > 0) this.#walBytes = wal.commit(pages);
-        else if (pages !== wal.pagesBefore)
+        else if (pages !== new PageReader(connection.files).pageCount)
           throw new KiteError('ERR_LTX_DAMAGED', 'a transaction without pages changes the size');
         return true;
       }, this.#vacuumsAtCommit);
@@ -399,6 +460,10 @@ export class ReplicaDatabase {
     this.#connection = undefined;
   }
 }
+
+/** TXID 0 and pages: no position, only what they are. */
+const nowhere = (checksum: bigint): EpochPosition => ({ txid: 0n, checksum, epoch: 0n });
+const isNowhere = ({ position, checksums }: State): boolean => position.txid === 0n && checksums.pages > 0;
 
 /** Where a database stands that does not exist: at its deletion, when the log ends with one. */
 function nothing(last: LogFile | undefined): State {

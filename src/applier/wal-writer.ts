@@ -63,11 +63,6 @@ export class WalTransaction {
     return fits ? new WalTransaction(files, index, pageSize, frames) : undefined;
   }
 
-  /** Database size before this transaction, pages; 0 = the size of the file counts. */
-  get pagesBefore(): number {
-    return this.#index.pages;
-  }
-
   get frames(): number {
     return this.#pgnos.length;
   }

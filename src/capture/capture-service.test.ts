@@ -227,6 +227,7 @@ describe('the capture service', () => {
           }
           return pages;
         },
+        differingPages: async (name, first, theirs) => service.database(name).differing(first, theirs),
       },
       'a.db',
       log,

@@ -35,6 +35,7 @@ const calls: { [K in keyof CaptureCalls]: (args: CaptureCalls[K][0]) => unknown 
   demote: () => service.demote(),
   position: (args) => service.position(args.name),
   pages: (args) => service.database(args.name).readCommitted(args.pgnos),
+  differing: (args) => service.database(args.name).differing(args.firstPgno, args.theirs),
   removeBefore: (args) => service.database(args.name).log.removeBefore(args.txid),
   stats: () => service.stats(),
   stop: () => service.stop(),

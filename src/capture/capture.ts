@@ -12,6 +12,7 @@ import type {
   CaptureNotice,
   CaptureStats,
   CommittedPages,
+  DifferingPages,
   PromotedDatabase,
 } from './messages.js';
 
@@ -132,6 +133,14 @@ export class Capture extends EventEmitter<CaptureEvents> {
   /** Committed content of these pages, as of the position in the answer. At most 256 pages. */
   readCommittedPages(name: string, pgnos: number[]): Promise<CommittedPages> {
     return this.#call('pages', { name, pgnos });
+  }
+
+  /**
+   * Which pages from `firstPgno` on have another checksum than these (two halves per page, 0 0 for no page), as of the last
+   * committed transaction. Reads no page.
+   */
+  differingPages(name: string, firstPgno: number, theirs: Uint32Array): Promise<DifferingPages> {
+    return this.#call('differing', { name, firstPgno, theirs });
   }
 
   /** Retention: removes log files whose transactions are all below `txid`; never the last file. */

@@ -10,7 +10,7 @@ import type { EpochPosition } from '../store/types.js';
 import { isErrno } from '../util/files.js';
 import { DatabasePages } from './database-pages.js';
 import type { JournalCommit } from './gate.js';
-import type { CommittedPages, WalChange } from './messages.js';
+import type { CommittedPages, DifferingPages, WalChange } from './messages.js';
 import { readLtxHeader } from './recovered-checksums.js';
 import { TransactionLog, type Change, type TransactionLogOptions } from './transaction-log.js';
 import { finish, WalReader, type ScannedCommits } from './wal-reader.js';
@@ -280,6 +280,16 @@ export class DatabaseCapture {
       else retry.push(pgno);
     }
     return { position, pageSize, commitPages, pages, retry };
+  }
+
+  /** See Capture.differingPages. */
+  differing(firstPgno: number, theirs: Uint32Array): DifferingPages {
+    this.#finishRunning();
+    return {
+      pageSize: this.#log.pageSize,
+      commitPages: this.commitPages,
+      pgnos: this.#log.differing(firstPgno, theirs),
+    };
   }
 
   /** Writes the page checksums with their position, durably: who reads them next need not compute them. */

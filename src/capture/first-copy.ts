@@ -17,19 +17,37 @@ const CHUNK_BYTES = 256 * 1024;
 const RETRY_MS = 20;
 const RETRIES_MAX = 1500; // 30 s: longer than any sane rollback-mode transaction holds its pages
 
+/** Pages that are compared at a time: 256 KiB of checksums. */
+const COMPARE_PAGES = 32_768;
+
 let copies = 0;
+
+type CopiedFrom = Pick<Capture, 'position' | 'readCommittedPages' | 'differingPages'>;
+
+/** What a replica has of a database, by checksums: a difference to it is sent instead of all pages. */
+export interface CopyBase {
+  /** The transaction that it has, of this history; the difference stands for those after it. */
+  readonly txid: bigint;
+  /** Of all its pages. */
+  readonly checksum: bigint;
+  /** Two halves per page, from page 1. Pages past these are taken for ones that it has not got. */
+  readonly halves: Uint32Array;
+}
 
 /**
  * Copies a database that goes on being written (trap 8: only pages that match the committed checksums count)
- * and returns it as one snapshot LTX at a position of the log. `log` is the main thread's, told of each new
- * file. Needs room for two copies in `tmpDir` for a while, one until it is sent. Rejects with
- * ERR_CAPTURE_COPY when the database was dropped or its pages did not come to rest.
+ * and returns it as one LTX at a position of the log: a snapshot, or, given a `base`, the pages that differ from it, to
+ * be applied to it (its pre-apply checksum is that of the base). `log` is the main thread's, told of each new
+ * file. Needs room for two copies (of what is sent) in `tmpDir` for a while, one until it is sent. Rejects with
+ * ERR_CAPTURE_COPY when the database was dropped, its pages did not come to rest, or no difference to the base can be one
+ * (another page size; no transaction after the first).
  */
 export async function buildSnapshot(
-  capture: Pick<Capture, 'position' | 'readCommittedPages'>,
+  capture: CopiedFrom,
   name: string,
   log: Log,
   tmpDir: string,
+  base?: CopyBase,
 ): Promise<SnapshotSource> {
   const id = `${process.pid}-${++copies}`;
   const imagePath = join(tmpDir, `copy-${id}.image`);
@@ -38,10 +56,10 @@ export async function buildSnapshot(
   if (!start || start.txid === 0n) throw noCopy(name, 'it has no transaction yet');
   // The transactions made while the copy runs complete it: retention must leave them.
   const hold = log.hold(start.txid);
-  const image = new Image(imagePath);
+  const image = new Image(imagePath, base?.halves);
   try {
     const end = await copyImage(capture, name, log, image, start);
-    const file = await encodeImage(image, end, ltxPath);
+    const file = await encodeImage(image, end, ltxPath, base && headerAfter(name, base, end));
     return { file, chunks: () => sendAndRemove(ltxPath) };
   } catch (error) {
     await rm(ltxPath, { force: true });
@@ -53,9 +71,20 @@ export async function buildSnapshot(
   }
 }
 
+/** What the header of a difference says of where it begins. Only a snapshot begins at TXID 1 (LTX). */
+function headerAfter(
+  name: string,
+  base: CopyBase,
+  end: EpochPosition,
+): { minTxid: bigint; checksum: bigint } {
+  if (end.txid < 2n) throw noCopy(name, 'its only transaction is a snapshot');
+  const after = base.txid > 0n && base.txid < end.txid ? base.txid : end.txid - 1n;
+  return { minTxid: after + 1n, checksum: base.checksum };
+}
+
 /** Fills the image; returns the position at which its checksum is the log's. */
 async function copyImage(
-  capture: Pick<Capture, 'readCommittedPages'>,
+  capture: CopiedFrom,
   name: string,
   log: Log,
   image: Image,
@@ -75,8 +104,18 @@ async function copyImage(
     return batch.commitPages;
   };
 
-  for (let next = 1, pages = 1; next <= pages; next += BATCH_PAGES) {
-    pages = await read(Array.from({ length: BATCH_PAGES }, (_, i) => next + i));
+  const readMissing = async (): Promise<void> => {
+    const again = missing.splice(0);
+    for (let i = 0; i < again.length; i += BATCH_PAGES) await read(again.slice(i, i + BATCH_PAGES));
+  };
+
+  if (image.base) {
+    missing = await comparePages(capture, name, image);
+    await readMissing();
+  } else {
+    for (let next = 1, pages = 1; next <= pages; next += BATCH_PAGES) {
+      pages = await read(Array.from({ length: BATCH_PAGES }, (_, i) => next + i));
+    }
   }
   for (let tries = 0; tries < RETRIES_MAX; tries++) {
     // A page may have been read newer than the file that is overlaid now; a later file then mends it.
@@ -93,10 +132,30 @@ async function copyImage(
     } else {
       await new Promise((resolve) => setImmediate(resolve)); // its notice is on the way
     }
-    const again = missing.splice(0);
-    for (let i = 0; i < again.length; i += BATCH_PAGES) await read(again.slice(i, i + BATCH_PAGES));
+    await readMissing();
   }
   throw noCopy(name, 'its pages did not come to rest');
+}
+
+/**
+ * The pages whose committed content is not that of the image's base. What changes while they are compared is in the log
+ * after the copy's start, which is laid over the image anyway.
+ */
+async function comparePages(capture: CopiedFrom, name: string, image: Image): Promise<number[]> {
+  const differing: number[] = [];
+  for (let next = 1, pages = 1; next <= pages; next += COMPARE_PAGES) {
+    const { pageSize, commitPages, pgnos } = await capture.differingPages(
+      name,
+      next,
+      image.baseHalves(next, COMPARE_PAGES),
+    );
+    if (commitPages === 0) throw noCopy(name, 'it was dropped');
+    if (!image.setPageSize(pageSize)) throw noCopy(name, 'its page size was changed');
+    if (commitPages < image.pages) image.resize(commitPages);
+    differing.push(...pgnos);
+    pages = commitPages;
+  }
+  return differing;
 }
 
 async function overlay(image: Image, name: string, file: LogFile): Promise<void> {
@@ -115,8 +174,14 @@ async function overlay(image: Image, name: string, file: LogFile): Promise<void>
   }
 }
 
-async function encodeImage(image: Image, at: EpochPosition, path: string): Promise<SnapshotSource['file']> {
+async function encodeImage(
+  image: Image,
+  at: EpochPosition,
+  path: string,
+  after: { minTxid: bigint; checksum: bigint } = { minTxid: 1n, checksum: 0n },
+): Promise<SnapshotSource['file']> {
   const { pageSize, pages } = image;
+  const { minTxid, checksum: preApplyChecksum } = after;
   const encoder = new LtxEncoder();
   const fd = openSync(path, 'wx');
   try {
@@ -124,10 +189,10 @@ async function encodeImage(image: Image, at: EpochPosition, path: string): Promi
       {
         pageSize,
         commitPages: pages,
-        minTxid: 1n,
+        minTxid,
         maxTxid: at.txid,
         timestampMs: Date.now(),
-        preApplyChecksum: 0n,
+        preApplyChecksum,
         epoch: at.epoch,
       },
       (chunk) => {
@@ -136,16 +201,16 @@ async function encodeImage(image: Image, at: EpochPosition, path: string): Promi
     );
     const lock = lockPgno(pageSize);
     for (let pgno = 1; pgno <= pages; pgno++) {
-      if (pgno !== lock) encoder.addPage(pgno, image.read(pgno));
+      if (pgno !== lock && image.differs(pgno)) encoder.addPage(pgno, image.read(pgno));
       if (pgno % BATCH_PAGES === 0) await new Promise((resolve) => setImmediate(resolve));
     }
     const { sizeBytes } = encoder.end(at.checksum);
     return {
-      minTxid: 1n,
+      minTxid,
       maxTxid: at.txid,
       sizeBytes,
       epoch: at.epoch,
-      preApplyChecksum: 0n,
+      preApplyChecksum,
       postApplyChecksum: at.checksum,
       pageSize,
       commitPages: pages,
@@ -163,16 +228,40 @@ async function* sendAndRemove(path: string): AsyncGenerator<Buffer> {
   }
 }
 
-/** A database file under construction, and the checksum of what is in it. */
+/**
+ * A database file under construction, and the checksum of what is in it. With a base it starts as that, whose pages are
+ * not in the file, only their checksums are known.
+ */
 class Image {
   readonly #fd: number;
+  readonly base: Uint32Array | undefined;
   readonly #total = new DatabaseChecksum();
+  /** Two halves per page, from page 0 on, which there is not. */
   #sums = new Uint32Array(2048);
   #page = Buffer.alloc(0);
   pages = 0;
 
-  constructor(path: string) {
+  constructor(path: string, base: Uint32Array | undefined) {
     this.#fd = openSync(path, 'wx+');
+    this.base = base;
+    if (!base) return;
+    this.pages = base.length / 2;
+    this.#sums = new Uint32Array(Math.max(2048, base.length + 2));
+    this.#sums.set(base, 2);
+    for (let at = 0; at < base.length; at += 2) this.#total.toggle(base[at]!, base[at + 1]!);
+  }
+
+  /** Checksums of the base, zero where it has no page. */
+  baseHalves(firstPgno: number, count: number): Uint32Array {
+    const halves = new Uint32Array(count * 2);
+    halves.set(this.base?.subarray(firstPgno * 2 - 2, (firstPgno + count) * 2 - 2) ?? []);
+    return halves;
+  }
+
+  /** Whether a page is not that of the base. */
+  differs(pgno: number): boolean {
+    const at = pgno * 2;
+    return this.#sums[at] !== (this.base?.[at - 2] ?? 0) || this.#sums[at + 1] !== (this.base?.[at - 1] ?? 0);
   }
 
   get pageSize(): number {

@@ -62,7 +62,13 @@ export interface CommittedPages {
   readonly retry: readonly number[];
 }
 
-/** A database that is captured, and where it is. */
+/** Pages whose committed content is another than a replica's. */
+export interface DifferingPages {
+  readonly pageSize: number;
+  readonly commitPages: number;
+  readonly pgnos: readonly number[];
+}
+
 export interface CaptureStats {
   readonly name: string;
   readonly position: EpochPosition;
@@ -77,6 +83,7 @@ export interface CaptureCalls {
   demote: [Record<string, never>, void];
   position: [{ name: string }, EpochPosition | undefined];
   pages: [{ name: string; pgnos: number[] }, CommittedPages];
+  differing: [{ name: string; firstPgno: number; theirs: Uint32Array }, DifferingPages];
   removeBefore: [{ name: string; txid: bigint }, TxidRange[]];
   stats: [Record<string, never>, CaptureStats[]];
   stop: [Record<string, never>, void];

@@ -4,6 +4,7 @@ import { READ_VERSION_OFFSET, WRITE_VERSION_OFFSET } from '../sqlite/database-he
 import type { DatabasePaths } from '../store/data-directory.js';
 import type { Log } from '../store/log.js';
 import { PageChecksums, type JournalVersions } from '../store/page-checksums.js';
+import { differingPages } from '../store/page-difference.js';
 import type { EpochPosition } from '../store/types.js';
 import { borrowWriter, returnWriter, type WrittenFile } from './ltx-file-writer.js';
 import { recoverChecksums } from './recovered-checksums.js';
@@ -109,6 +110,11 @@ export class TransactionLog {
   /** Checksum of a page at the log's end. */
   checksumOf(pgno: number): bigint {
     return joinHalves(this.#checksums.high(pgno), this.#checksums.low(pgno));
+  }
+
+  /** Pages from `firstPgno` on that are otherwise at the log's end than with these checksums. */
+  differing(firstPgno: number, theirs: Uint32Array): number[] {
+    return differingPages(this.#checksums, firstPgno, theirs);
   }
 
   /** Writes a change into the log. Nothing of our state changes before it is there. */

@@ -119,6 +119,35 @@ function program(): Command {
       },
     );
 
+  const lost = kitefs
+    .command('lost')
+    .description('transactions of this node that the cluster does not have, kept in lost+found');
+  addConfigOptions(lost.command('ls').description('list them')).action(async (_options, command: Command) => {
+    const { listLost } = await import('./lost.js');
+    listLost(configOf(command));
+  });
+  addConfigOptions(
+    lost
+      .command('show')
+      .description('show their pages, and the rows that differ from the database as it is now')
+      .argument('<id>', 'as lost ls names it, or a part of that')
+      .option('--rows <count>', 'rows shown of each kind and table', '20'),
+  ).action(async (id: string, { rows }: { rows: string }, command: Command) => {
+    const { showLost } = await import('./lost.js');
+    await showLost(configOf(command), id, Math.max(0, Number.parseInt(rows, 10) || 0));
+  });
+  addConfigOptions(
+    lost
+      .command('export')
+      .description('write the database as it was with them to a SQLite file')
+      .argument('<id>', 'as lost ls names it, or a part of that')
+      .argument('<path>', 'the file')
+      .option('--ltx', 'only the transactions, as one LTX file'),
+  ).action(async (id: string, path: string, { ltx }: { ltx?: boolean }, command: Command) => {
+    const { exportLost } = await import('./lost.js');
+    await exportLost(configOf(command), id, path, ltx ?? false);
+  });
+
   const ltx = kitefs.command('ltx').description('look into the files of the transaction log');
   ltx
     .command('dump')

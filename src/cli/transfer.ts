@@ -32,7 +32,12 @@ export async function importFile(url: string, name: string, path: string): Promi
 }
 
 /** `kitefs export`: replaces `path` once the whole copy is there and durable. */
-export async function exportFile(url: string, name: string, path: string): Promise<void> {
+export async function exportFile(
+  url: string,
+  name: string,
+  path: string,
+  options: { quiet?: boolean } = {},
+): Promise<void> {
   const response = await callNode(url, `/export?name=${encodeURIComponent(name)}`);
   if (!response.body) throw new KiteError('ERR_CLI_UNREACHABLE', `${url} answered without a body`);
   const temporary = `${path}.tmp`;
@@ -46,7 +51,7 @@ export async function exportFile(url: string, name: string, path: string): Promi
     for (const side of ['-wal', '-shm', '-journal']) await rm(`${path}${side}`, { force: true });
     await rename(temporary, path);
     await syncFolder(dirname(path));
-    print(`${path}: ${received} bytes of ${name}`);
+    if (!options.quiet) print(`${path}: ${received} bytes of ${name}`);
   } catch (error) {
     await rm(temporary, { force: true });
     if (error instanceof KiteError) throw error;

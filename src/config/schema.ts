@@ -130,6 +130,10 @@ export const configSchema = z.strictObject({
       { default: '4MB' },
     ),
     retentionMonitorIntervalMs: duration('How often old log files are looked for.', { default: '1m' }),
+    maxLogSizeBytes: size(
+      'The most that the log of one database takes, whoever still needs it: a replica that lags further behind gets the pages that differ.',
+      { default: '4GB' },
+    ),
   }),
   exec: exec('The application: started when the mount is ready; its exit code becomes that of kitefs.', {
     default: '',

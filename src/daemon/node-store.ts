@@ -2,36 +2,61 @@ import {
   closeSync,
   createReadStream,
   existsSync,
+  fsync as fsyncCallback,
   openSync,
   readdirSync,
+  rmSync,
   statSync,
   unlinkSync,
   writeSync,
 } from 'node:fs';
-import { join } from 'node:path';
+import { readFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { promisify } from 'node:util';
 import type { Applier } from '../applier/applier.js';
 import type { AppliedDatabase } from '../applier/messages.js';
 import type { Capture } from '../capture/capture.js';
 import { buildSnapshot } from '../capture/first-copy.js';
-import { KiteError } from '../errors.js';
-import { NO_POSITION } from '../ltx/position.js';
 import type { Logger } from '../observability/log.js';
-import type { Metrics } from '../observability/metrics.js';
-import type { IncomingFile, ReplicationStore, SnapshotSource, StoreChange } from '../replication/store.js';
 import type { CheckProgress } from '../store/background-check.js';
+import { KiteError, toKiteError } from '../errors.js';
+import { formatPosition, formatTxid, NO_POSITION } from '../ltx/position.js';
+import type { Metrics } from '../observability/metrics.js';
+import type {
+  ChecksumSource,
+  IncomingFile,
+  Replacement,
+  ReplicaPages,
+  ReplicationStore,
+  SnapshotSource,
+  StoreChange,
+} from '../replication/store.js';
 import { type DataDirectory, databasePaths } from '../store/data-directory.js';
 import { encodeDatabaseName } from '../store/database-name.js';
 import { Log, type LogFileMeta } from '../store/log.js';
+import { lostAfter } from '../store/lost-after.js';
 import { LostAndFound } from '../store/lost-and-found.js';
+import { formatChecksums } from '../store/page-difference.js';
 import type { EpochPosition, LogFile } from '../store/types.js';
 import { ApplyQueue } from './apply-queue.js';
 import type { EventLog } from './event-log.js';
 import { RecentFiles } from './recent-files.js';
+import { verifyFile } from './verify-file.js';
 import { verifyIncoming } from './verify-incoming.js';
 
 const RECENT_BYTES = 32 << 20;
 /** Files up to this size are received in memory and sent from memory. */
 const SMALL_FILE_BYTES = 256 << 10;
+
+const fsync = promisify(fsyncCallback);
+
+/** How long a database may take to apply what it has before its pages are compared as they are. */
+const DRAIN_LIMIT_MS = 5000;
+/** Page checksums per message: 256 KiB. */
+const CHECKSUM_PAGES = 32_768;
+/** Up to this size the database with the lost transactions is kept whole beside them, so that their rows can be shown. */
+const KEPT_DATABASE_BYTES = 256 << 20;
 
 /** One database as the main thread sees it. */
 interface Entry {
@@ -60,8 +85,8 @@ export interface NodeStoreOptions {
   readonly metrics: Metrics;
   readonly logger: Logger;
   readonly isPrimary: () => boolean;
-  /** A database needs a snapshot: the stream has to say hello again. */
-  readonly onResyncNeeded: () => void;
+  /** A database is not what its log says: the primary has to be asked for what differs. */
+  readonly onResyncNeeded: (name: string) => void;
 }
 
 /**
@@ -75,11 +100,13 @@ export class NodeStore implements ReplicationStore {
   readonly #metrics: Metrics;
   readonly #logger: Logger;
   readonly #isPrimary: () => boolean;
-  readonly #onResyncNeeded: () => void;
+  readonly #onResyncNeeded: (name: string) => void;
   readonly #lostAndFound: LostAndFound;
   readonly #entries = new Map<string, Entry>();
   readonly #listeners = new Set<(change: StoreChange) => void>();
   readonly #recent = new RecentFiles(RECENT_BYTES);
+  /** Log files found damaged: said once. */
+  readonly #damaged = new Set<string>();
   #applier: Applier | undefined;
 
   constructor(options: NodeStoreOptions) {
@@ -182,41 +209,170 @@ export class NodeStore implements ReplicationStore {
   // --- primary
 
   filesAfter(name: string, position: EpochPosition): readonly LogFile[] | undefined {
-    return this.#entries.get(name)?.log.filesAfter(position, FILES_PER_READ);
+    const entry = this.#entries.get(name);
+    try {
+      return entry?.log.filesAfter(position, FILES_PER_READ);
+    } catch (thrown) {
+      const error = toKiteError(thrown);
+      if (error.code === 'ERR_STORE_LOG_DAMAGED') this.#logDamaged(name, error.message);
+      throw error;
+    }
   }
 
   readFile(file: LogFile): Promise<Buffer> | AsyncIterable<Buffer> {
     const bytes = this.#recent.get(file.path);
-    return bytes
-      ? Promise.resolve(bytes)
-      : (createReadStream(file.path, { highWaterMark: 256 << 10 }) as AsyncIterable<Buffer>);
+    if (bytes) return Promise.resolve(bytes);
+    return file.sizeBytes <= SMALL_FILE_BYTES ? this.#readSmall(file) : this.#readLarge(file);
+  }
+
+  endOfEpoch(name: string, epoch: bigint): EpochPosition | undefined {
+    try {
+      return this.#entries.get(name)?.log.endOfEpoch(epoch);
+    } catch {
+      // A damaged file is in the way: then it is not known, and the replica keeps what it has.
+      return undefined;
+    }
+  }
+
+  pagesOf(name: string): { readonly pageSize: number; readonly pages: number } | undefined {
+    const last = this.lastFile(name);
+    return last && { pageSize: last.pageSize, pages: last.commitPages };
   }
 
   hold(name: string, afterTxid: bigint): { move(afterTxid: bigint): void; release(): void } {
     return this.#entry(name).log.hold(afterTxid);
   }
 
-  async snapshot(name: string): Promise<SnapshotSource> {
+  snapshot(name: string): Promise<SnapshotSource> {
+    return this.#copy(name, this.#metrics.snapshots);
+  }
+
+  difference(name: string, replica: ReplicaPages): Promise<SnapshotSource> {
+    return this.#copy(name, this.#metrics.differences, replica);
+  }
+
+  async #copy(name: string, counter: Metrics['snapshots'], replica?: ReplicaPages): Promise<SnapshotSource> {
     const { log } = this.#entry(name);
     const { ltx } = databasePaths(this.#data.path, name);
-    const source = await buildSnapshot(this.#capture, name, log, ltx);
-    const { snapshots } = this.#metrics;
+    const source = await buildSnapshot(this.#capture, name, log, ltx, replica);
     return {
       file: source.file,
       async *chunks() {
         yield* source.chunks();
-        snapshots.inc({ direction: 'sent' });
+        counter.inc({ direction: 'sent' });
       },
     };
   }
 
+  /** A replica relies on each byte, and would refuse a damaged file again and again. */
+  async #readSmall(file: LogFile): Promise<Buffer> {
+    try {
+      const bytes = await readFile(file.path);
+      verifyIncoming(bytes, file);
+      return bytes;
+    } catch (error) {
+      throw this.#unusable(file, error);
+    }
+  }
+
+  /** Verified by the replica before it applies any of it: here it would hold the thread. */
+  async *#readLarge(file: LogFile): AsyncGenerator<Buffer> {
+    let bytes = 0;
+    try {
+      const stream = createReadStream(file.path, { highWaterMark: 256 << 10 });
+      for await (const chunk of stream as AsyncIterable<Buffer>) {
+        bytes += chunk.length;
+        yield chunk;
+      }
+    } catch (error) {
+      throw this.#unusable(file, error);
+    }
+    if (bytes === file.sizeBytes) return;
+    throw this.#unusable(file, new Error(`it has ${bytes} bytes and had ${file.sizeBytes}`));
+  }
+
+  #unusable(file: LogFile, cause: unknown): KiteError {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    const error = new KiteError('ERR_STORE_LOG_DAMAGED', `${file.path} cannot be used: ${why}`, { cause });
+    const before = { txid: file.minTxid - 1n, checksum: file.preApplyChecksum };
+    for (const { name, log } of this.#entries.values()) {
+      // Retention may have removed it meanwhile, which is no damage.
+      if (databasePaths(this.#data.path, name).ltx !== dirname(file.path) || !log.contains(before)) continue;
+      this.#logDamaged(name, error.message);
+    }
+    return error;
+  }
+
+  #logDamaged(name: string, message: string): void {
+    if (this.#damaged.has(message)) return;
+    this.#damaged.add(message);
+    this.#events.add('log-damaged', `${message}; replicas that need it get the pages that differ`, {
+      database: name,
+      level: 'error',
+    });
+  }
+
   // --- replica
 
-  async receive(name: string, meta: LogFileMeta): Promise<IncomingFile> {
+  async receive(name: string, meta: LogFileMeta, replacement?: Replacement): Promise<IncomingFile> {
     const entry = this.#entry(name);
-    if (meta.minTxid === 1n && entry.log.lastPosition) this.#makeRoomForSnapshot(entry, meta);
-    if (meta.sizeBytes <= SMALL_FILE_BYTES) return this.#receiveInMemory(entry, meta);
-    return this.#receiveOnDisk(entry, meta);
+    const replaces = replacement?.difference === true || (meta.minTxid === 1n && entry.log.lastPosition);
+    if (replaces) return this.#receiveOnDisk(entry, meta, replacement ?? {});
+    return meta.sizeBytes <= SMALL_FILE_BYTES
+      ? this.#receiveInMemory(entry, meta)
+      : this.#receiveOnDisk(entry, meta);
+  }
+
+  announced(): readonly string[] {
+    return [...this.#entries.values()]
+      .filter((entry) => exists(entry) || entry.needsSnapshot)
+      .map((entry) => entry.name);
+  }
+
+  needsResync(name: string): { readonly at: EpochPosition | undefined } | undefined {
+    const entry = this.#entries.get(name);
+    return entry?.needsSnapshot ? { at: entry.log.lastPosition } : undefined;
+  }
+
+  async pageChecksums(name: string, pageSize: number): Promise<ChecksumSource | undefined> {
+    const entry = this.#entries.get(name);
+    const applier = this.#applier;
+    if (!entry || !applier) return undefined;
+    // A difference to the end of our log simply follows it. What cannot be applied is left out.
+    if (!entry.needsSnapshot && entry.queue)
+      await Promise.race([entry.queue.drained(), sleep(DRAIN_LIMIT_MS)]);
+    await entry.queue?.stop();
+    entry.queue = undefined;
+    // With nothing of use here the queue would only say so again.
+    const release = (): void => {
+      if (!entry.needsSnapshot && this.#entries.get(name) === entry) this.#startQueue(entry);
+    };
+    try {
+      const head = await applier.checksums(name, 1, 0);
+      if (!head || head.pageSize !== pageSize) {
+        release();
+        return undefined;
+      }
+      const { txid, checksum, pages } = head;
+      return {
+        txid,
+        checksum,
+        pages,
+        release,
+        async *chunks() {
+          for (let next = 1; next <= pages; next += CHECKSUM_PAGES) {
+            const piece = await applier.checksums(name, next, CHECKSUM_PAGES);
+            if (piece?.checksum !== checksum) {
+              throw new KiteError('ERR_REPLICATION_ORDER', `${name} was changed while it was compared`);
+            }
+            yield formatChecksums(piece.halves);
+          }
+        },
+      };
+    } catch (error) {
+      release();
+      throw error;
+    }
   }
 
   /** The primary has no such database: what is here was not dropped by an application, so it is set aside. */
@@ -316,6 +472,20 @@ export class NodeStore implements ReplicationStore {
     this.#entries.get(name)?.log.removeBefore(txid);
   }
 
+  /** Retention by size: also what a replica that lags still has to get; what this node has to apply stays. */
+  trimTo(name: string, maxBytes: number): void {
+    const log = this.#entries.get(name)?.log;
+    const applied = this.appliedPosition(name);
+    if (!log || !applied) return;
+    const { count, wasHeld } = log.trimTo(maxBytes, applied.txid);
+    if (!wasHeld) return;
+    this.#events.add(
+      'log-cut',
+      `the log of ${name} was larger than data.max-log-size: ${count} files were removed that a replica still needed; it gets the pages that differ`,
+      { database: name, level: 'warn' },
+    );
+  }
+
   async close(): Promise<void> {
     for (const entry of this.#entries.values()) await entry.log.close();
   }
@@ -396,31 +566,101 @@ export class NodeStore implements ReplicationStore {
       onDiverged: (error) => {
         entry.error = error;
         entry.needsSnapshot = true;
-        this.#events.add('resync', `${name} needs a snapshot: ${error.message}`, {
-          database: name,
-          level: 'warn',
-        });
-        this.#onResyncNeeded();
+        this.#events.add(
+          'resync',
+          `${name} is not what its log says, what differs is fetched: ${error.message}`,
+          {
+            database: name,
+            level: 'warn',
+          },
+        );
+        this.#onResyncNeeded(name);
       },
     });
     entry.queue.kick();
   }
 
   /**
-   * A snapshot is about to replace what this node has. Its history is a prefix of the primary's when both end in
-   * the same epoch (one writer) and ours is not longer; then nothing is lost. Otherwise the files are kept.
+   * A snapshot or a difference is about to take the place of what the log of this node holds. What the primary's history has
+   * not got is kept in lost+found first, and with it what the database is now. Killed in here, the node has its old
+   * database with a part of its log, which is no position of that: it asks again. Returns whether nothing of the log may stay.
    */
-  #makeRoomForSnapshot(entry: Entry, meta: LogFileMeta): void {
-    const last = entry.log.lastPosition;
-    if (!last) return;
-    const isPrefix = last.epoch === meta.epoch && last.txid < meta.maxTxid;
-    if (isPrefix && !entry.needsSnapshot) return;
-    const reason = `replaced by a snapshot of epoch ${meta.epoch} at TXID ${meta.maxTxid}`;
-    const transactions = transactionsOf(entry.log);
-    const folder = entry.log.setAsideAfter(0n, this.#lostAndFound, reason);
-    if (folder && last.epoch !== meta.epoch) {
-      const message = `${entry.name}: transactions that the primary may not have were moved to ${folder}`;
-      this.#lost(entry.name, transactions, message);
+  async #makeRoom(entry: Entry, meta: LogFileMeta, fork: EpochPosition | undefined): Promise<boolean> {
+    const { log, name } = entry;
+    const last = log.lastPosition;
+    const isDifference = meta.minTxid > 1n;
+    if (isDifference) {
+      const now = await this.#applier?.checksums(name, 1, 0);
+      if (now?.checksum !== meta.preApplyChecksum) {
+        throw new KiteError('ERR_REPLICATION_ORDER', `${name} is not what the difference is to`);
+      }
+    }
+    const lost = last && this.#lostAfter(entry, last, meta, fork);
+    if (last && lost !== undefined) await this.#setAside(entry, last, lost, meta);
+    // Damaged, or not what the database is: kept for whoever wants to look, nothing is lost with it.
+    if (entry.needsSnapshot) log.setAsideAfter(0n, this.#lostAndFound, `replaced at TXID ${meta.maxTxid}`);
+    const end = log.lastPosition;
+    const isNext = end && meta.minTxid === end.txid + 1n && meta.preApplyChecksum === end.checksum;
+    if (isDifference) this.#metrics.differences.inc({ direction: 'received' });
+    // A newer snapshot takes the place of older files by itself.
+    return isDifference ? !isNext : end !== undefined && end.txid >= meta.maxTxid;
+  }
+
+  /** The TXID after which our log is not the primary's history; undefined: nowhere. */
+  #lostAfter(
+    { log }: Entry,
+    last: EpochPosition,
+    meta: LogFileMeta,
+    fork: EpochPosition | undefined,
+  ): bigint | undefined {
+    try {
+      if (fork || meta.minTxid > 1n) return lostAfter(log, fork);
+    } catch (error) {
+      // What cannot be read cannot be compared either: all of it is kept.
+      if (toKiteError(error).code === 'ERR_STORE_LOG_DAMAGED') return 0n;
+      throw error;
+    }
+    // A snapshot that nobody asked for says no fork. Ended in one epoch (one writer), ours is a part of it.
+    return last.epoch === meta.epoch && last.txid < meta.maxTxid ? undefined : 0n;
+  }
+
+  async #setAside(entry: Entry, last: EpochPosition, after: bigint, meta: LogFileMeta): Promise<void> {
+    const { log, name } = entry;
+    const from = after > 0n ? after : (log.firstFile?.minTxid ?? 1n) - 1n;
+    const transactions = Number(last.txid - from);
+    const { pageSize = 0, commitPages = 0 } = log.lastFile ?? {};
+    const database = join(this.#data.path, 'tmp', `lost-${encodeDatabaseName(name)}.ltx`);
+    const isKept = pageSize * commitPages <= KEPT_DATABASE_BYTES && (await this.#keep(name, database));
+    const reason = `epoch ${meta.epoch} went on from TXID ${after > 0n ? after : 'unknown'} without them`;
+    const folder = log.setAsideAfter(after, this.#lostAndFound, reason, {
+      transactions,
+      after: formatTxid(from),
+      end: formatPosition(last),
+      epoch: String(last.epoch),
+      certain: after > 0n,
+      ...(isKept ? { database } : {}),
+    });
+    const may = after > 0n ? 'that only this node has' : 'that the primary may not have';
+    this.#lost(
+      name,
+      transactions,
+      `${name}: ${transactions} transactions ${may} were moved to ${folder}; see them with kitefs lost`,
+    );
+  }
+
+  async #keep(name: string, path: string): Promise<boolean> {
+    try {
+      await this.#applier?.keep(name, path);
+      return this.#applier !== undefined;
+    } catch (error) {
+      // The transactions themselves are kept in any case: a node must come back also when this one cannot be read.
+      const why = toKiteError(error).message;
+      this.#events.add('keep-failed', `the database with the lost transactions is not kept: ${why}`, {
+        database: name,
+        level: 'warn',
+      });
+      rmSync(path, { force: true });
+      return false;
     }
   }
 
@@ -444,24 +684,34 @@ export class NodeStore implements ReplicationStore {
     };
   }
 
-  #receiveOnDisk(entry: Entry, meta: LogFileMeta): IncomingFile {
-    const path = entry.log.temporaryPath();
+  /** With `replaces` it takes the place of what is here, else it follows the log. */
+  #receiveOnDisk(entry: Entry, meta: LogFileMeta, replaces?: Partial<Replacement>): IncomingFile {
+    const { log } = entry;
+    const path = log.temporaryPath();
     const fd = openSync(path, 'wx');
     return {
       write: (chunk) => void writeSync(fd, chunk),
       finish: async ({ durable }) => {
-        closeSync(fd);
+        let isWhole = false;
+        try {
+          // It must be durable before what it replaces may go.
+          if (replaces) await fsync(fd);
+        } finally {
+          closeSync(fd);
+        }
         try {
           if (statSync(path).size !== meta.sizeBytes) {
             throw new KiteError('ERR_LTX_DAMAGED', `${entry.name}: a file of the stream has the wrong size`);
           }
-          // Its content is verified by the applier before the first byte is applied: here it would block the thread.
-          this.#received(entry, entry.log.appendPrepared(path, meta));
+          // Else its content is verified by the applier before the first byte is applied: here it would block the thread.
+          if (replaces) await verifyFile(path, meta);
+          isWhole = replaces !== undefined && (await this.#makeRoom(entry, meta, replaces.fork));
+          this.#received(entry, isWhole ? await log.replaceWith(path, meta) : log.appendPrepared(path, meta));
         } catch (error) {
-          unlinkSync(path);
+          rmSync(path, { force: true });
           throw error;
         }
-        if (durable) await entry.log.sync();
+        if (durable || isWhole) await log.sync();
       },
       abort: async () => {
         closeSync(fd);

@@ -126,7 +126,7 @@ export class Node implements NodeApi {
       metrics: this.#metrics,
       logger: this.#logger,
       isPrimary: () => this.#role === 'primary' || this.#role === 'fenced',
-      onResyncNeeded: () => void this.#roles.reconnect().catch((error: unknown) => this.#trouble(error)),
+      onResyncNeeded: (name) => this.#roles.client?.resync(name),
     });
     this.#store.openLogs({ repair: true });
     this.#undo.push(() => this.#store.close());
@@ -195,6 +195,7 @@ export class Node implements NodeApi {
         await this.#runHandOff({ target, waitMs, reason: 'it asked for it' });
       },
       onEvent: (event) => this.#onReplicaEvent(event),
+      onBytes: (direction, bytes) => this.#metrics.streamBytes.inc({ direction }, bytes),
     });
     this.#undo.push(() => this.#server.stop());
 
@@ -254,8 +255,10 @@ export class Node implements NodeApi {
         databases: () => this.#store.databases(),
         position: (name) => this.#store.appliedPosition(name),
         removeBefore: async (name, txid) => this.#store.removeBefore(name, txid),
+        trimTo: (name, maxBytes) => this.#store.trimTo(name, maxBytes),
       },
       config.data.retentionMs,
+      config.data.maxLogSizeBytes,
     );
     const timer = setInterval(
       () => void retention.run(monotonicMs()).catch((error: unknown) => this.#trouble(error)),
@@ -636,6 +639,13 @@ export class Node implements NodeApi {
           database: event.name,
           level: 'warn',
         });
+        break;
+      case 'replaced':
+        this.#events.add(
+          'resync',
+          `${event.nodeId} gets ${event.replacement === 'difference' ? 'the pages that differ' : 'a snapshot'}: ${event.reason}`,
+          { database: event.name },
+        );
         break;
       case 'acknowledged':
         break;

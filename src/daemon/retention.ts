@@ -3,21 +3,26 @@ export interface RetainedLog {
   databases(): readonly string[];
   position(name: string): { readonly txid: bigint } | undefined;
   removeBefore(name: string, txid: bigint): Promise<void>;
+  /** Removes the oldest files until the log is this small, also those that a replica still has to get. */
+  trimTo(name: string, maxBytes: number): void;
 }
 
 /**
- * Removes log files that are older than the retention. How old a transaction is is known by looking: at each
+ * Removes log files that are older than the retention, and older ones still while a log is too large. How old a transaction is is known by looking: at each
  * interval the end of each log is noted with the monotonic time, so no file's time stamp (and no clock of
  * another machine) is believed. A node that has just started keeps everything for one retention.
  */
 export class Retention {
   readonly #log: RetainedLog;
   readonly #retentionMs: number;
+  readonly #maxBytes: number;
   readonly #seen = new Map<string, { readonly atMs: number; readonly txid: bigint }[]>();
 
-  constructor(log: RetainedLog, retentionMs: number) {
+  /** `maxBytes`: of the log of each database. */
+  constructor(log: RetainedLog, retentionMs: number, maxBytes: number) {
     this.#log = log;
     this.#retentionMs = retentionMs;
+    this.#maxBytes = maxBytes;
   }
 
   /** One look at all logs. */
@@ -32,6 +37,7 @@ export class Retention {
       let oldEnd: bigint | undefined;
       while (seen[0] && seen[0].atMs <= nowMs - this.#retentionMs) oldEnd = seen.shift()?.txid;
       if (oldEnd !== undefined) await this.#log.removeBefore(name, oldEnd);
+      this.#log.trimTo(name, this.#maxBytes);
     }
   }
 }

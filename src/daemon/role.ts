@@ -191,16 +191,6 @@ export class RoleSwitch {
     return this.#inTurn(async () => undefined);
   }
 
-  /** A database needs a snapshot: the primary learns it from a new hello. */
-  async reconnect(): Promise<void> {
-    const holder = this.#followed;
-    await this.#inTurn(async () => {
-      if (this.#owner !== 'applier' || !holder) return;
-      await this.#unfollowPrimary();
-      await this.#followPrimary(holder);
-    });
-  }
-
   /** Lets go of everything, for a clean stop. */
   stop(): Promise<void> {
     return this.#inTurn(async () => {

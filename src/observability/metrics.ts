@@ -22,6 +22,16 @@ export class Metrics {
     'Whole databases sent to replicas, or received.',
     ['direction'],
   );
+  readonly differences = this.#counter(
+    'kitefs_difference_count',
+    'Databases brought to the primary’s state by the pages that differed, sent or received.',
+    ['direction'],
+  );
+  readonly streamBytes = this.#counter(
+    'kitefs_stream_bytes',
+    'Bytes of messages to and from the replicas of this node.',
+    ['direction'],
+  );
   readonly compensated = this.#counter(
     'kitefs_compensated_count',
     'Transactions that undo what a dead writer had appended and nobody saw.',

@@ -92,6 +92,12 @@ export class ReplicationClient {
     this.#session.requestHandOff(waitMs, refused);
   }
 
+  /** A database of this replica is no longer what its log says: the primary is asked for what differs. */
+  resync(name: string): void {
+    // Not connected: the next stream begins with it.
+    this.#session?.resync(name);
+  }
+
   /** Freshness of one database of this replica; undefined when it is not here. Kept while disconnected: the age grows. */
   freshness(name: string): DatabaseFreshness | undefined {
     return this.#freshness.report(name, monotonicMs());

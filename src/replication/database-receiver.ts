@@ -2,10 +2,12 @@ import { KiteError, toKiteError } from '../errors.js';
 import type { EpochPosition, LogFile } from '../store/types.js';
 import type { Ack } from './generated/kitefs/v1/Ack.js';
 import type { Chunk__Output } from './generated/kitefs/v1/Chunk.js';
+import type { ChecksumsWanted__Output } from './generated/kitefs/v1/ChecksumsWanted.js';
 import type { DatabaseFailed__Output } from './generated/kitefs/v1/DatabaseFailed.js';
 import type { File__Output } from './generated/kitefs/v1/File.js';
-import type { IncomingFile, ReplicationStore } from './store.js';
-import { fromWireFile, toWirePosition } from './wire.js';
+import type { ToPrimary } from './generated/kitefs/v1/ToPrimary.js';
+import type { ChecksumSource, IncomingFile, ReplicationStore } from './store.js';
+import { fromWireFile, fromWirePosition, toWirePosition } from './wire.js';
 
 const FIRST_RETRY_MS = 100;
 const RETRY_MS_MAX = 30_000;
@@ -19,6 +21,8 @@ export interface ReceiverStream {
   changed(receiver: DatabaseReceiver): void;
   /** The database is stopped for `retryMs`; the primary is told. */
   failed(receiver: DatabaseReceiver, error: KiteError, retryMs: number): void;
+  /** Sends a message; resolves when there is room for more. */
+  send(message: Omit<ToPrimary, 'epoch'>): Promise<void>;
   /** Begin anew after what the log holds. */
   restart(receiver: DatabaseReceiver): void;
   dropped(name: string): void;
@@ -32,6 +36,13 @@ interface Incoming {
   receivedBytes: number;
 }
 
+/** The primary has asked which pages are here: what it was told, and what it sends next need not follow the log. */
+interface Told {
+  readonly fork: EpochPosition | undefined;
+  /** Undefined: there were no pages to tell of, so a snapshot comes. */
+  readonly source: ChecksumSource | undefined;
+}
+
 /**
  * Takes in one database of one stream: what arrives is handled in order, one step at a time, and no other
  * database waits for it. An error gives up the file under way, stops this database, and begins anew after
@@ -43,6 +54,7 @@ export class DatabaseReceiver {
   readonly #steps: (() => Promise<void>)[] = [];
   #working: Promise<void> | undefined;
   #incoming: Incoming | undefined;
+  #told: Told | undefined;
   /** Files of another attempt were sent before the primary knew that this database had to begin anew. */
   #attempt = 0;
   #failures = 0;
@@ -83,6 +95,46 @@ export class DatabaseReceiver {
     this.#step(chunk.data.length, async () => {
       // Without a file under way it belongs to one that was given up.
       if (this.#incoming !== undefined) await this.#take(chunk.data, chunk.last);
+    });
+  }
+
+  /** The primary's log has nothing that follows ours: it is told what the pages are. */
+  checksumsWanted(wanted: ChecksumsWanted__Output): void {
+    this.#step(0, async () => {
+      if (wanted.attempt !== this.#attempt || this.#retry !== undefined) return;
+      // It may come in place of the rest of a file that the primary found damaged.
+      await this.#giveUp();
+      this.#checkEpoch();
+      const source = await this.#stream.store.pageChecksums(this.name, wanted.pageSize);
+      const fork = wanted.fork ? fromWirePosition(wanted.fork) : undefined;
+      this.#told = { fork, source };
+      await this.#tell(source);
+    });
+  }
+
+  async #tell(source: ChecksumSource | undefined): Promise<void> {
+    const head = {
+      database: this.name,
+      attempt: this.#attempt,
+      txid: String(source?.txid ?? 0n),
+      checksum: String(source?.checksum ?? 0n),
+      pages: source?.pages ?? 0,
+    };
+    for await (const checksums of source?.chunks() ?? []) {
+      if (this.#closed) return;
+      await this.#stream.send({ pageChecksums: { ...head, checksums, last: false } });
+    }
+    await this.#stream.send({ pageChecksums: { ...head, checksums: Buffer.alloc(0), last: true } });
+  }
+
+  /** What is on its way is of no use any more. */
+  beginAnew(): void {
+    this.#step(0, async () => {
+      // After an error it begins anew anyway, a moment later.
+      if (this.#retry !== undefined) return;
+      await this.#giveUp();
+      this.#attempt++;
+      this.#stream.restart(this);
     });
   }
 
@@ -154,14 +206,20 @@ export class DatabaseReceiver {
     if (header.minTxid < 1n || header.maxTxid < header.minTxid || header.epoch > this.#stream.epoch) {
       throw this.#outOfOrder(`a file of TXIDs ${header.minTxid} to ${header.maxTxid}, epoch ${header.epoch}`);
     }
-    if (header.minTxid > 1n) {
+    const { source, fork } = this.#told ?? {};
+    if (wire.difference) {
+      if (header.minTxid === 1n || header.preApplyChecksum !== source?.checksum) {
+        throw this.#outOfOrder('a difference to something else than what is here');
+      }
+    } else if (header.minTxid > 1n) {
       const at = store.position(this.name);
       if (at?.txid !== header.minTxid - 1n || at.checksum !== header.preApplyChecksum) {
         throw this.#outOfOrder(`TXID ${header.minTxid} does not follow what the log holds`);
       }
     }
     this.#checkEpoch();
-    const file = await store.receive(this.name, header);
+    const replacement = this.#told && { difference: wire.difference, fork };
+    const file = await store.receive(this.name, header, replacement);
     this.#incoming = { header, durable: wire.durable, file, receivedBytes: 0 };
   }
 
@@ -180,6 +238,7 @@ export class DatabaseReceiver {
     this.#checkEpoch();
     await incoming.file.finish({ durable: incoming.durable });
     this.#incoming = undefined;
+    this.#forget();
     this.#failures = 0;
     if (incoming.durable) {
       this.#durable = { txid: header.maxTxid, checksum: header.postApplyChecksum, epoch: header.epoch };
@@ -207,8 +266,14 @@ export class DatabaseReceiver {
     this.#stream.failed(this, error, retryMs);
   }
 
+  #forget(): void {
+    this.#told?.source?.release();
+    this.#told = undefined;
+  }
+
   /** Leaves no trace of the file under way. */
   async #giveUp(): Promise<void> {
+    this.#forget();
     const incoming = this.#incoming;
     this.#incoming = undefined;
     try {

@@ -1,9 +1,11 @@
 import { toKiteError } from '../errors.js';
+import { CHECKSUM_BYTES, parseChecksums } from '../store/page-difference.js';
 import type { EpochPosition, LogFile } from '../store/types.js';
-import type { KiteError } from '../errors.js';
+import { KiteError } from '../errors.js';
+import type { PageChecksums__Output } from './generated/kitefs/v1/PageChecksums.js';
 import type { ToReplica } from './generated/kitefs/v1/ToReplica.js';
-import type { ReplicationStore } from './store.js';
-import { CHUNK_BYTES_MAX, SMALL_FILE_BYTES_MAX, toWireFile } from './wire.js';
+import type { ReplicaPages, ReplicationStore, SnapshotSource } from './store.js';
+import { CHUNK_BYTES_MAX, SMALL_FILE_BYTES_MAX, toWireFile, toWirePosition } from './wire.js';
 
 /** File bytes of one database that may be under way before the replica says it has taken them. */
 const WINDOW_BYTES = 4 * 1024 * 1024;
@@ -21,12 +23,25 @@ export interface SenderStream {
   release(): void;
   /** Sends file bytes under a permit, which is given back when the socket has taken them. */
   writeBytes(message: Omit<ToReplica, 'epoch'>, sizeBytes: number): void;
+  /** Sends a message without file bytes. */
+  ask(message: Omit<ToReplica, 'epoch'>): void;
   failed(name: string, error: KiteError, attempt: number): void;
+  /** The replica gets `kind` in place of the log, and why. */
+  replaces(name: string, kind: 'difference' | 'snapshot', reason: string): void;
+}
+
+/** The answer to a question for page checksums, as it comes in. */
+interface Question {
+  readonly pieces: Uint32Array[];
+  bytes: number;
+  /** As many pages as we have: what the replica has beyond is cut off anyway, and it may say any number. */
+  readonly bytesMax: number;
+  resolve(pages: ReplicaPages | undefined): void;
 }
 
 /**
- * Sends one database to one replica: what the log holds after the replica's position, or a snapshot when
- * the log does not hold that position, then each transaction as it happens. It runs on its own, so no
+ * Sends one database to one replica: what the log holds after the replica's position, or, when the log does not hold that
+ * position, the pages that differ or a snapshot; then each transaction as it happens. It runs on its own, so no
  * other database waits for it; an error stops this database until the replica begins anew with it.
  */
 export class DatabaseSender {
@@ -36,6 +51,13 @@ export class DatabaseSender {
   #sent: EpochPosition;
   /** That of the replica's announcement: it ignores files of an earlier attempt. */
   #attempt: number;
+  /** End of the replica's log, which need not be one that anything here follows. */
+  #replicaEnd: EpochPosition | undefined;
+  /** Why the log is of no use to this replica, whatever its position. */
+  #resync: string | undefined;
+  /** Why the replica refused a file of the log. */
+  #refusal: string | undefined;
+  #question: Question | undefined;
   /** Counts beginnings; work that finds another number than its own is given up. */
   #run = 0;
   #live: LogFile[] = [];
@@ -47,11 +69,18 @@ export class DatabaseSender {
   #consumedBytes = 0;
   #wake: (() => void) | undefined;
 
-  constructor(name: string, stream: SenderStream, position: EpochPosition | undefined, attempt: number) {
+  constructor(
+    name: string,
+    stream: SenderStream,
+    position: EpochPosition | undefined,
+    attempt: number,
+    resync: boolean,
+  ) {
     this.#name = name;
     this.#stream = stream;
-    this.#sent = position ?? NOTHING;
+    this.#sent = NOTHING;
     this.#attempt = attempt;
+    this.#begin(position, resync);
   }
 
   /** Begins to send; the work ends by itself after `close`. */
@@ -86,9 +115,13 @@ export class DatabaseSender {
   }
 
   /** Gives up what is under way and begins after `position`. */
-  restart(position: EpochPosition | undefined, attempt: number = this.#attempt): void {
-    this.#run++;
-    this.#sent = position ?? NOTHING;
+  restart(
+    position: EpochPosition | undefined,
+    attempt: number = this.#attempt,
+    resync: boolean = false,
+  ): void {
+    this.#giveUp();
+    this.#begin(position, resync);
     this.#attempt = attempt;
     this.#live = [];
     this.#behind = true;
@@ -96,9 +129,16 @@ export class DatabaseSender {
     this.#wakeUp();
   }
 
+  /** The replica refuses what it was sent; stops until `restart`. */
+  refused(code: string, text: string): void {
+    this.halt();
+    // The same bytes would be refused again: what the log cannot give comes out of the database.
+    if (code === 'ERR_LTX_DAMAGED') this.#refusal = text;
+  }
+
   /** Stops until `restart`: the replica cannot take this database now. */
   halt(): void {
-    this.#run++;
+    this.#giveUp();
     this.#live = [];
     this.#behind = true;
     this.#halted = true;
@@ -106,9 +146,42 @@ export class DatabaseSender {
   }
 
   close(): void {
-    this.#run++;
+    this.#giveUp();
     this.#closed = true;
     this.#wakeUp();
+  }
+
+  /** A piece of the replica's page checksums, which it was asked for. */
+  checksums(answer: PageChecksums__Output): void {
+    const question = this.#question;
+    if (question === undefined || answer.attempt !== this.#attempt) return;
+    const piece = answer.checksums.subarray(0, question.bytesMax - question.bytes);
+    question.pieces.push(parseChecksums(piece));
+    question.bytes += piece.length;
+    if (!answer.last) return;
+    this.#question = undefined;
+    if (answer.pages === 0) return question.resolve(undefined);
+    const halves = new Uint32Array(question.bytes / 4);
+    let at = 0;
+    for (const part of question.pieces) {
+      halves.set(part, at);
+      at += part.length;
+    }
+    question.resolve({ txid: BigInt(answer.txid), checksum: BigInt(answer.checksum), halves });
+  }
+
+  #begin(position: EpochPosition | undefined, resync: boolean): void {
+    this.#sent = position ?? NOTHING;
+    this.#replicaEnd = position;
+    this.#resync = resync ? 'what it has is not what its log says' : this.#refusal;
+    this.#refusal = undefined;
+    if (this.#resync !== undefined) this.#sent = NOTHING;
+  }
+
+  #giveUp(): void {
+    this.#run++;
+    this.#question?.resolve(undefined);
+    this.#question = undefined;
   }
 
   async #loop(): Promise<void> {
@@ -120,8 +193,15 @@ export class DatabaseSender {
         else await this.#follow(run);
       } catch (thrown) {
         if (run !== this.#run) continue;
-        this.halt();
-        this.#stream.failed(this.#name, toKiteError(thrown), this.#attempt);
+        const error = toKiteError(thrown);
+        if (error.code === 'ERR_STORE_LOG_DAMAGED' && this.#resync === undefined) {
+          // Trying again would not mend the log: what it cannot give comes out of the database.
+          this.#resync = error.message;
+          this.#behind = true;
+        } else {
+          this.halt();
+          this.#stream.failed(this.#name, error, this.#attempt);
+        }
       }
     }
   }
@@ -140,11 +220,11 @@ export class DatabaseSender {
 
   async #catchUp(run: number): Promise<void> {
     const { store } = this.#stream;
-    const files = store.filesAfter(this.#name, this.#sent);
+    const files = this.#resync === undefined ? store.filesAfter(this.#name, this.#sent) : undefined;
     if (files === undefined) {
       // A database without a transaction yet; the first one wakes this up.
       if (store.position(this.#name) === undefined) return this.#sleep();
-      return this.#sendSnapshot(run);
+      return this.#sendReplacement(run);
     }
     if (files.length === 0) {
       this.#behind = false;
@@ -163,16 +243,52 @@ export class DatabaseSender {
     }
   }
 
-  async #sendSnapshot(run: number): Promise<void> {
+  /** Sends what brings the replica here from wherever it is: the pages that differ, or all of them. */
+  async #sendReplacement(run: number): Promise<void> {
     const { store } = this.#stream;
-    // What happens while the snapshot is made and sent must still be in the log after it.
+    // What happens while it is made and sent must still be in the log after it.
     const hold = store.hold(this.#name, store.position(this.#name)?.txid ?? 0n);
     try {
-      const source = await store.snapshot(this.#name);
-      await this.#sendPieces(source.file, source.chunks(), run);
+      const difference = await this.#difference(run);
+      if (run !== this.#run) return;
+      const source = difference ?? (await store.snapshot(this.#name));
+      const kind = difference ? 'difference' : 'snapshot';
+      const reason = this.#resync ?? (this.#replicaEnd ? 'its position is not in the log' : 'it has nothing');
+      this.#stream.replaces(this.#name, kind, reason);
+      await this.#sendPieces(source.file, source.chunks(), run, difference !== undefined);
+      if (run === this.#run) this.#begin(endOf(source.file), false);
     } finally {
       hold.release();
     }
+  }
+
+  /** Undefined when there is nothing to compare with, or no difference can be made. */
+  async #difference(run: number): Promise<SnapshotSource | undefined> {
+    const { store } = this.#stream;
+    if (this.#replicaEnd === undefined && this.#resync === undefined) return undefined;
+    const fork = store.endOfEpoch(this.#name, this.#replicaEnd?.epoch ?? 0n);
+    const replica = await this.#askChecksums(fork);
+    if (replica === undefined || run !== this.#run) return undefined;
+    // Beyond the fork it has another history: the difference stands for what is here after that.
+    const txid = fork && replica.txid > fork.txid ? fork.txid : replica.txid;
+    try {
+      return await store.difference(this.#name, { ...replica, txid });
+    } catch (error) {
+      if (error instanceof KiteError && error.code === 'ERR_CAPTURE_COPY') return undefined;
+      throw error;
+    }
+  }
+
+  async #askChecksums(fork: EpochPosition | undefined): Promise<ReplicaPages | undefined> {
+    const { pageSize = 0, pages = 0 } = this.#stream.store.pagesOf(this.#name) ?? {};
+    const answer = new Promise<ReplicaPages | undefined>((resolve) => {
+      this.#question = { pieces: [], bytes: 0, bytesMax: pages * CHECKSUM_BYTES, resolve };
+    });
+    const attempt = this.#attempt;
+    this.#stream.ask({
+      checksumsWanted: { database: this.#name, attempt, pageSize, fork: toWirePosition(this.#name, fork) },
+    });
+    return await answer;
   }
 
   /** Takes the first file of the queue, and the small ones behind it, and sends them. */
@@ -221,7 +337,12 @@ export class DatabaseSender {
   }
 
   /** Sends a file in pieces, asking for a turn before each, so that other databases have theirs. */
-  async #sendPieces(file: Omit<LogFile, 'path'>, source: AsyncIterable<Buffer>, run: number): Promise<void> {
+  async #sendPieces(
+    file: Omit<LogFile, 'path'>,
+    source: AsyncIterable<Buffer>,
+    run: number,
+    difference = false,
+  ): Promise<void> {
     const pieces = inChunks(source);
     try {
       for (let first = true; ; first = false) {
@@ -234,7 +355,7 @@ export class DatabaseSender {
           const data: Buffer = next.done === true ? Buffer.alloc(0) : next.value;
           const last = next.done === true;
           const message = first
-            ? { files: { files: [{ ...this.#header(file), data, last }] } }
+            ? { files: { files: [{ ...this.#header(file), difference, data, last }] } }
             : { chunk: { database: this.#name, data, last } };
           this.#write(message, data.length);
           written = true;

@@ -7,6 +7,7 @@ import { monotonicMs } from '../util/clock.js';
 import type { ReplicationClientOptions } from './client.js';
 import { DatabaseReceiver, type ReceiverStream } from './database-receiver.js';
 import type { Freshness } from './freshness.js';
+import type { Position } from './generated/kitefs/v1/Position.js';
 import type { Challenge__Output } from './generated/kitefs/v1/Challenge.js';
 import type { Envelope, Envelope__Output } from './generated/kitefs/v1/Envelope.js';
 import type { ProbeAnswer__Output } from './generated/kitefs/v1/ProbeAnswer.js';
@@ -30,6 +31,7 @@ import {
 
 /** Longest wait for the primary's answer to a goodbye. */
 const GOODBYE_MS = 200;
+const DRAIN_POLL_MS = 5;
 
 /** What a session tells its client. */
 export interface PrimarySessionHost {
@@ -130,6 +132,11 @@ export class PrimarySession implements ReceiverStream {
     this.#send({ handOff: { id: this.#handOff.id, waitMs } });
   }
 
+  /** The database is no longer what its log says: the primary has to send it otherwise than from its log. */
+  resync(name: string): void {
+    if (this.streaming) this.#receiver(name).beginAnew();
+  }
+
   // For the receivers
 
   get store() {
@@ -161,7 +168,14 @@ export class PrimarySession implements ReceiverStream {
 
   restart(receiver: DatabaseReceiver): void {
     const { name, attempt } = receiver;
-    this.#send({ restart: toWirePosition(name, this.store.position(name), attempt) });
+    this.#send({ restart: this.#position(name, attempt) });
+  }
+
+  /** Sends page checksums; resolves when the socket has room for more. */
+  async send(message: Omit<ToPrimary, 'epoch'>): Promise<void> {
+    this.#send(message);
+    // The stream may end instead of draining, and then does not wait here.
+    while (this.#state !== 'ended' && this.#call.writableNeedDrain) await sleep(DRAIN_POLL_MS);
   }
 
   dropped(name: string): void {
@@ -240,12 +254,19 @@ export class PrimarySession implements ReceiverStream {
     this.#unsubscribe = this.store.subscribe((change) => {
       if (change.kind === 'applied') this.changed(this.#receiver(change.name));
     });
-    const positions = this.store.databases().map((name) => toWirePosition(name, this.store.position(name)));
+    const positions = this.store.announced().map((name) => this.#position(name, 0));
     this.#send({ start: { positions } });
     // Of a database in which nothing happens the primary would not hear otherwise how far this node is.
     for (const { database } of positions) this.changed(this.#receiver(database!));
     this.#probe();
     this.#host.connected(challenge.nodeId, this.#epoch);
+  }
+
+  #position(name: string, attempt: number): Position {
+    const resync = this.store.needsResync(name);
+    return resync
+      ? toWirePosition(name, resync.at, attempt, true)
+      : toWirePosition(name, this.store.position(name), attempt);
   }
 
   #handle(message: ToReplica__Output): void {
@@ -264,6 +285,8 @@ export class PrimarySession implements ReceiverStream {
       }
       case 'dropped':
         return this.#receiver(message.dropped!.database).drop();
+      case 'checksumsWanted':
+        return this.#receiver(message.checksumsWanted!.database).checksumsWanted(message.checksumsWanted!);
       case 'failed':
         return this.#receiver(message.failed!.database).primaryFailed(message.failed!);
       case 'probe':

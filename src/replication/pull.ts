@@ -159,6 +159,8 @@ class PullSession {
         store: this.#options.store,
         epoch: this.#epoch,
         changed: () => undefined,
+        // Nothing is asked of this node here.
+        send: async () => undefined,
         // The other databases go on.
         failed: (_receiver, error) => (this.#failure ??= error),
         restart: () => undefined,

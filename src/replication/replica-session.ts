@@ -156,6 +156,15 @@ export class ReplicaSession implements SenderStream {
     this.#write(message, () => this.#permits.release());
   }
 
+  ask(message: Omit<ToReplica, 'epoch'>): void {
+    this.#control(message);
+  }
+
+  replaces(name: string, replacement: 'difference' | 'snapshot', reason: string): void {
+    const { onEvent } = this.#host.options;
+    onEvent?.({ kind: 'replaced', nodeId: this.#nodeId, name, replacement, reason });
+  }
+
   failed(name: string, error: KiteError, attempt: number): void {
     this.#control({ failed: { database: name, code: error.code, text: error.message, attempt } });
     this.#databaseFailed(name, error.message);
@@ -166,6 +175,7 @@ export class ReplicaSession implements SenderStream {
   #receive(envelope: Envelope__Output): void {
     if (this.#state === 'ended') return;
     this.#silentBeats = 0;
+    this.#host.options.onBytes?.('received', envelope.body.length);
     try {
       if (this.#state === 'hello') return this.#hello(decodeToPrimary(envelope.body));
       // The first envelope that passes is the replica's proof.
@@ -246,7 +256,8 @@ export class ReplicaSession implements SenderStream {
     const names = this.store.databases();
     this.#control({ databases: { names: [...names] } });
     for (const position of start.positions) {
-      this.#addSender(checkedName(position.database), fromWirePosition(position), position.attempt);
+      const { database, attempt, resync } = position;
+      this.#addSender(checkedName(database), fromWirePosition(position), attempt, resync);
     }
     for (const name of names) this.#sender(name);
   }
@@ -311,13 +322,15 @@ export class ReplicaSession implements SenderStream {
         }
         return;
       case 'restart': {
-        const { database, attempt } = message.restart!;
+        const { database, attempt, resync } = message.restart!;
         const name = checkedName(database);
-        return this.#sender(name).restart(fromWirePosition(message.restart!), attempt);
+        return this.#sender(name).restart(fromWirePosition(message.restart!), attempt, resync);
       }
+      case 'pageChecksums':
+        return this.#senders.get(message.pageChecksums!.database)?.checksums(message.pageChecksums!);
       case 'failed': {
-        const { database, text } = message.failed!;
-        this.#senders.get(database)?.halt();
+        const { database, code, text } = message.failed!;
+        this.#senders.get(database)?.refused(code, text);
         return this.#databaseFailed(database, text);
       }
       case 'goodbye':
@@ -411,12 +424,17 @@ export class ReplicaSession implements SenderStream {
 
   /** The sender of a database; one that the replica did not announce begins from nothing. */
   #sender(name: string): DatabaseSender {
-    return this.#senders.get(name) ?? this.#addSender(name, undefined, 0);
+    return this.#senders.get(name) ?? this.#addSender(name, undefined, 0, false);
   }
 
-  #addSender(name: string, position: EpochPosition | undefined, attempt: number): DatabaseSender {
+  #addSender(
+    name: string,
+    position: EpochPosition | undefined,
+    attempt: number,
+    resync: boolean,
+  ): DatabaseSender {
     this.#senders.get(name)?.close();
-    const sender = new DatabaseSender(name, this, position, attempt);
+    const sender = new DatabaseSender(name, this, position, attempt, resync);
     this.#senders.set(name, sender);
     sender.start();
     return sender;
@@ -443,6 +461,7 @@ export class ReplicaSession implements SenderStream {
     if (this.#state === 'ended') return;
     const body = encodeToReplica(this.#epoch, message);
     const mac = this.#macDown?.next(body) ?? Buffer.alloc(0);
+    this.#host.options.onBytes?.('sent', body.length);
     this.#call.write({ body, mac }, taken);
   }
 }

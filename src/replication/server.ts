@@ -30,6 +30,8 @@ export interface ReplicationServerOptions {
   /** A replica asks for the primary's role; rejects when it stays here, and why is told to the replica. */
   readonly onHandOff?: (nodeId: string, waitMs: number) => Promise<void>;
   readonly onEvent?: (event: ReplicaEvent) => void;
+  /** Bytes of a message of any stream. */
+  readonly onBytes?: (direction: 'sent' | 'received', bytes: number) => void;
   readonly heartbeatMs?: number;
   /** A stream with no message for this long is dead. */
   readonly silenceMs?: number;
@@ -43,6 +45,14 @@ export type ReplicaEvent =
       readonly kind: 'database-failed';
       readonly nodeId: string;
       readonly name: string;
+      readonly reason: string;
+    }
+  /** The log is of no use to a replica: it gets the pages that differ, or all of them. */
+  | {
+      readonly kind: 'replaced';
+      readonly nodeId: string;
+      readonly name: string;
+      readonly replacement: 'difference' | 'snapshot';
       readonly reason: string;
     }
   | {

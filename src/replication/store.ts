@@ -25,6 +25,35 @@ export interface SnapshotSource {
   chunks(): AsyncIterable<Buffer>;
 }
 
+/** What a replica has of a database, as the primary compares it. */
+export interface ReplicaPages {
+  /** Where the replica stands in this history; TXID 0 when that is not known. */
+  readonly txid: bigint;
+  /** Of all its pages. */
+  readonly checksum: bigint;
+  /** Two halves per page from page 1, as many as the primary has pages at most. */
+  readonly halves: Uint32Array;
+}
+
+/** The page checksums of a replica's database, which stays as it is until `release`. */
+export interface ChecksumSource {
+  /** TXID 0: its pages are at no position of its log. */
+  readonly txid: bigint;
+  readonly checksum: bigint;
+  readonly pages: number;
+  /** In order, 8 bytes per page, pieces of at most 256 KiB. */
+  chunks(): AsyncIterable<Buffer>;
+  release(): void;
+}
+
+/** What the primary has said of a file that need not follow the log of the replica. */
+export interface Replacement {
+  /** The file is a difference to what the database holds. */
+  readonly difference: boolean;
+  /** Where the primary's history leaves ours (see ChecksumsWanted); undefined when it does not say. */
+  readonly fork: EpochPosition | undefined;
+}
+
 /** An LTX file on its way in. Nothing of it is seen by anyone before `finish` resolves. */
 export interface IncomingFile {
   write(chunk: Buffer): Promise<void> | void;
@@ -53,14 +82,30 @@ export interface ReplicationStore {
   // Primary
   /** The log's files after `position`, oldest first; undefined when the log does not hold that position (other lineage, or past retention). */
   filesAfter(name: string, position: EpochPosition): readonly LogFile[] | undefined;
-  /** Bytes of one log file. Small files (≤ 256 KiB) come from memory when they were just made. */
+  /**
+   * Bytes of one log file. Small files (≤ 256 KiB) come from memory when they were just made, and are verified when they come
+   * from the disk. Throws ERR_STORE_LOG_DAMAGED for a file that is damaged or gone.
+   */
   readFile(file: LogFile): Promise<Buffer> | AsyncIterable<Buffer>;
   /** Keeps log files after `txid` from retention until released. */
   hold(name: string, afterTxid: bigint): { move(afterTxid: bigint): void; release(): void };
   snapshot(name: string): Promise<SnapshotSource>;
+  /** End of the log's part of this epoch and earlier ones; undefined when the log does not reach back to it. */
+  endOfEpoch(name: string, epoch: bigint): EpochPosition | undefined;
+  /** Size of a database's pages and of itself in pages now; undefined when there is none. */
+  pagesOf(name: string): { readonly pageSize: number; readonly pages: number } | undefined;
+  /** The pages that differ from what a replica has, as an LTX file. Rejects with ERR_CAPTURE_COPY when that cannot be. */
+  difference(name: string, replica: ReplicaPages): Promise<SnapshotSource>;
 
   // Replica
-  receive(name: string, file: Omit<LogFile, 'path'>): Promise<IncomingFile>;
+  /** `replacement`: the file takes the place of what does not belong to the primary's history. */
+  receive(name: string, file: Omit<LogFile, 'path'>, replacement?: Replacement): Promise<IncomingFile>;
+  /** Names of all databases that the primary is told of: also those of which nothing is of use. */
+  announced(): readonly string[];
+  /** End of the log when nothing can follow it, because the database is not what the log says; else undefined. */
+  needsResync(name: string): { readonly at: EpochPosition | undefined } | undefined;
+  /** Stops to apply, so that the pages stay as they are; undefined when there are none of this size. */
+  pageChecksums(name: string, pageSize: number): Promise<ChecksumSource | undefined>;
   /**
    * The primary no longer has this database. Unless the log ends with a deletion (commitPages 0), what
    * this node had was not dropped by an application and is set aside in lost+found, never removed.

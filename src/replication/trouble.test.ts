@@ -126,7 +126,7 @@ test('the first retry after a lost connection is fast, and later ones wait longe
   await until('the copy', () => sameEnds(primary, replica));
 });
 
-test('a file damaged on its way is refused, and fetched again once it is whole', async () => {
+test('a file that comes damaged is refused, and what the database holds is sent in its place', async () => {
   const [primary, replica] = [new MemoryStore('p'), new MemoryStore('r')];
   primary.damage = (name, bytes) => {
     if (name === 'a.db') bytes[7]! ^= 1;
@@ -142,12 +142,9 @@ test('a file damaged on its way is refused, and fetched again once it is whole',
   });
   for (let i = 0; i < 3; i++) primary.commit('a.db', 300_000);
   for (let i = 0; i < 3; i++) primary.commit('b.db');
-  await until('the failure is seen twice', () => codes.length >= 2);
-  expect(new Set(codes)).toEqual(new Set(['a.db ERR_LTX_DAMAGED']));
-  await until('the other database', () => replica.position('b.db')?.txid === 3n);
-  expect(replica.position('a.db')).toBeUndefined();
-  primary.damage = undefined;
   await until('everything', () => sameEnds(primary, replica));
+  expect(codes).toEqual(['a.db ERR_LTX_DAMAGED']);
+  expect(primary.snapshots).toBe(1);
   expect(replica.openIncoming).toBe(0);
 });
 

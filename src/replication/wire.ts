@@ -87,7 +87,13 @@ function decode<O>(
 }
 
 /** A position as it travels; undefined travels as TXID 0. */
-export const toWirePosition = (database: string, at: EpochPosition | undefined, attempt = 0): Position => ({
+export const toWirePosition = (
+  database: string,
+  at: EpochPosition | undefined,
+  attempt = 0,
+  resync = false,
+): Position => ({
+  resync,
   database,
   txid: String(at?.txid ?? 0n),
   checksum: String(at?.checksum ?? 0n),
@@ -101,7 +107,7 @@ export function fromWirePosition(wire: Position__Output): EpochPosition | undefi
   return { txid, checksum: BigInt(wire.checksum), epoch: BigInt(wire.epoch) };
 }
 
-/** A file's header as it travels; the caller adds data, last, attempt and durable. */
+/** A file's header as it travels; the caller adds data, last, attempt, durable and difference. */
 export const toWireFile = (database: string, file: Omit<LogFile, 'path'>): File => ({
   database,
   minTxid: String(file.minTxid),

@@ -5,6 +5,7 @@ import {
   mkdtempSync,
   readdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   truncateSync,
   unlinkSync,
@@ -242,6 +243,68 @@ test('retention removes what nobody holds, oldest first, and never the last file
   expect(log.filesAfter(positionOf(files[8]!))).toHaveLength(1);
   await log.close();
   expect(Log.open(directory, { repair: true }).firstFile?.minTxid).toBe(10n);
+});
+
+test('a log that is too large is cut, whoever holds it, but never before what has to be applied, nor its last file', () => {
+  const files = chain(10);
+  const { log } = logWith(files);
+  const bytes = files.slice(4).reduce((sum, { meta }) => sum + meta.sizeBytes, 0);
+  expect(log.trimTo(1 << 30, 10n)).toEqual({ count: 0, wasHeld: false });
+  const hold = log.hold(4n);
+  expect(log.trimTo(bytes, 2n)).toEqual({ count: 2, wasHeld: false });
+  expect(log.trimTo(bytes, 10n)).toEqual({ count: 2, wasHeld: false });
+  expect(log.firstFile?.minTxid).toBe(5n);
+  expect(log.trimTo(0, 10n)).toEqual({ count: 5, wasHeld: true });
+  expect(log.fileCount).toBe(1);
+  expect(log.filesAfter(positionOf(files[8]!))).toHaveLength(1);
+  hold.release();
+});
+
+test('an epoch ends where the first file of a later one begins', () => {
+  const old = chain(3, 1n);
+  const { log } = logWith(old);
+  expect(log.endOfEpoch(1n)).toEqual(positionOf(old[2]!));
+  const next = made(4, 6, old[2]!.meta.postApplyChecksum, 50, 3n);
+  log.append(next.bytes, next.meta);
+  expect(log.endOfEpoch(1n)).toEqual(positionOf(old[2]!));
+  expect(log.endOfEpoch(2n)).toEqual(positionOf(old[2]!));
+  expect(log.endOfEpoch(3n)).toEqual(positionOf(next));
+  expect(log.endOfEpoch(0n)).toBeUndefined();
+});
+
+test('a log that is replaced is what it was, or the new file alone, wherever a crash comes', async () => {
+  const files = chain(3);
+  const difference = made(3, 5, 1n << 63n, 60, 2n);
+  const prepare = async (): Promise<{ directory: string; log: Log; path: string }> => {
+    const { directory, log } = logWith(files);
+    await log.sync();
+    const path = log.temporaryPath();
+    writeFileSync(path, difference.bytes);
+    return { directory, log, path };
+  };
+  const whole = await prepare();
+  await whole.log.replaceWith(whole.path, difference.meta);
+  await whole.log.close();
+  const again = Log.open(whole.directory, { repair: true });
+  expect(again.lastPosition).toEqual(positionOf(difference));
+  expect(again.filesAfter({ txid: 2n, checksum: 1n << 63n })).toHaveLength(1);
+  expect(again.fileCount).toBe(1);
+
+  const before = await prepare();
+  expect(Log.open(before.directory, { repair: true }).lastPosition).toEqual(positionOf(files[2]!));
+
+  // It counts from its rename on, whatever is left of the others: they go newest first.
+  for (let left = 0; left <= 3; left += 1) {
+    const { directory, path } = await prepare();
+    renameSync(path, `${pathOf(directory, difference)}.next`);
+    for (const file of files.slice(left)) unlinkSync(pathOf(directory, file));
+    const found = Log.open(directory, { repair: true });
+    expect(found.lastPosition).toEqual(positionOf(difference));
+    expect(found.fileCount).toBe(1);
+    expect(readdirSync(directory).filter((name) => name !== 'synced')).toEqual([
+      ltxFileName(difference.meta),
+    ]);
+  }
 });
 
 test('transactions that are given up go to lost+found, and others may take their TXIDs', async () => {

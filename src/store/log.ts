@@ -1,4 +1,13 @@
-import { closeSync, existsSync, mkdirSync, openSync, readdirSync, renameSync, rmSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  statSync,
+} from 'node:fs';
 import { unlink } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { KiteError } from '../errors.js';
@@ -6,11 +15,13 @@ import { ltxFileName, parseLtxFileName, type Position, type TxidRange } from '..
 import { fsyncDirectory, isErrno, writeFully } from '../util/files.js';
 import { readLogFile, sortFolder, verifyLogFile, whyNotAfter, type FolderContents } from './log-files.js';
 import { readSyncedTxid, syncFiles, writeSyncedTxid } from './log-sync.js';
-import type { LostAndFound } from './lost-and-found.js';
+import type { LostAndFound, LostTransactions } from './lost-and-found.js';
 import type { EpochPosition, LogFile } from './types.js';
 
 /** Ends the name of a file that `open` has set aside. */
 const TORN = '.torn';
+/** Ends the name of a file that is about to be the whole log. */
+const NEXT = '.next';
 
 /** What a file of the log says of itself, without where it is. */
 export type LogFileMeta = Omit<LogFile, 'path'>;
@@ -24,6 +35,7 @@ export interface LogHold {
 /** A file of the chain; its header is read when it is first asked for. */
 interface Entry extends TxidRange {
   file?: LogFile;
+  sizeBytes?: number;
 }
 
 /**
@@ -66,6 +78,7 @@ export class Log {
   static open(directory: string, options: { repair: boolean }): Log {
     mkdirSync(directory, { recursive: true });
     const log = new Log(directory);
+    if (options.repair) log.#repairReplacement();
     if (options.repair) log.#repair();
     else log.#view();
     return log;
@@ -234,10 +247,97 @@ export class Log {
   }
 
   /**
+   * As `removeBefore` for what makes the log larger than `maxBytes`, whoever holds it: a replica that lags so far gets the
+   * pages that differ instead. Files after `lastTxid`, and the last one, stay. Returns how many were removed, and whether
+   * somebody held one of them.
+   */
+  trimTo(maxBytes: number, lastTxid: bigint): { readonly count: number; readonly wasHeld: boolean } {
+    let bytes = 0;
+    let first = this.#entries.length;
+    while (first > 0) {
+      bytes += this.#sizeOf(this.#entries[first - 1]!);
+      if (bytes > maxBytes && first < this.#entries.length) break;
+      first -= 1;
+    }
+    const removed = this.#entries.splice(0, Math.min(first, this.#firstAfter(lastTxid)));
+    this.#removeLater(removed.map((entry) => join(this.#directory, ltxFileName(entry))));
+    const end = removed.at(-1)?.maxTxid ?? 0n;
+    return { count: removed.length, wasHeld: [...this.#holds].some((held) => held.afterTxid < end) };
+  }
+
+  /**
+   * The end of what was written under this epoch and earlier ones: where a history with other transactions of a later epoch
+   * may leave this one. Undefined when the log does not reach back to there.
+   */
+  endOfEpoch(epoch: bigint): EpochPosition | undefined {
+    let low = 0;
+    let high = this.#entries.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (this.#file(middle).epoch > epoch) high = middle;
+      else low = middle + 1;
+    }
+    if (low === 0) return undefined;
+    const last = this.#file(low - 1);
+    return { txid: last.maxTxid, checksum: last.postApplyChecksum, epoch: last.epoch };
+  }
+
+  /**
+   * Makes a durable file at `temporaryPath()`, which need not follow anything here, the whole log. A crash leaves the log as it
+   * was, or the next `open` with `repair` makes it this file: what was durable here is never gone before the file counts.
+   */
+  async replaceWith(temporaryPath: string, meta: LogFileMeta): Promise<LogFile> {
+    const path = join(this.#directory, ltxFileName(meta));
+    await this.#removing;
+    this.#lowerSynced(0n);
+    // Left by an attempt that failed: only one may count.
+    for (const name of readdirSync(this.#directory)) {
+      if (name.endsWith(NEXT)) rmSync(join(this.#directory, name));
+    }
+    renameSync(temporaryPath, path + NEXT);
+    fsyncDirectory(this.#directory);
+    const entries = this.#entries.splice(0);
+    const old = [
+      ...this.#superseded.splice(0),
+      ...entries.map((entry) => join(this.#directory, ltxFileName(entry))),
+    ];
+    this.#last = undefined;
+    for (const gone of old) {
+      await unlink(gone).catch((error: unknown) => {
+        if (!isErrno(error, 'ENOENT')) throw error;
+      });
+    }
+    this.#finishReplacement(ltxFileName(meta));
+    return this.#appended({ ...meta, path });
+  }
+
+  #finishReplacement(name: string): void {
+    const path = join(this.#directory, name);
+    // The names that are gone must not come back beside it.
+    fsyncDirectory(this.#directory);
+    renameSync(path + NEXT, path);
+    fsyncDirectory(this.#directory);
+  }
+
+  /** A crash in `replaceWith`, after the new file counted. */
+  #repairReplacement(): void {
+    const names = readdirSync(this.#directory);
+    const next = names.find((name) => name.endsWith(NEXT))?.slice(0, -NEXT.length);
+    if (next === undefined) return;
+    for (const name of names) if (parseLtxFileName(name)) rmSync(join(this.#directory, name));
+    this.#finishReplacement(next);
+  }
+
+  /**
    * Gives up the transactions after `txid`: their files are moved to lost+found, newest first. A file
    * that holds TXIDs on both sides goes too. Returns the folder in lost+found, or undefined when there were none.
    */
-  setAsideAfter(txid: bigint, lostAndFound: LostAndFound, reason: string): string | undefined {
+  setAsideAfter(
+    txid: bigint,
+    lostAndFound: LostAndFound,
+    reason: string,
+    lost?: LostTransactions,
+  ): string | undefined {
     const keep = this.#entries.findIndex((entry) => entry.maxTxid > txid);
     if (keep === -1) return undefined;
     // What a snapshot has replaced would count again without it.
@@ -250,7 +350,7 @@ export class Log {
     const given = this.#entries.slice(keep).map((entry) => join(this.#directory, ltxFileName(entry)));
     const paths = [...replaced, ...given];
     const encodedName = basename(dirname(this.#directory));
-    const directory = lostAndFound.setAside(encodedName, paths, reason);
+    const directory = lostAndFound.setAside(encodedName, paths, reason, lost);
     this.#entries.length = keep;
     this.#last = end;
     return directory;
@@ -425,6 +525,14 @@ export class Log {
     const entry = this.#entries[index]!;
     entry.file ??= this.#read(entry);
     return entry.file;
+  }
+
+  #sizeOf(entry: Entry): number {
+    entry.sizeBytes ??=
+      entry.file?.sizeBytes ??
+      statSync(join(this.#directory, ltxFileName(entry)), { throwIfNoEntry: false })?.size ??
+      0;
+    return entry.sizeBytes;
   }
 
   #read(entry: Entry): LogFile {

@@ -4,6 +4,22 @@ import { fsyncDirectory, isErrno, replaceFile } from '../util/files.js';
 import { decodeDatabaseName } from './database-name.js';
 
 const MANIFEST = 'manifest.json';
+const DATABASE = 'database.ltx';
+
+/** What is known of transactions that were set aside because the cluster has others. */
+export interface LostTransactions {
+  readonly transactions: number;
+  /** The last TXID that the cluster has too; the files may begin a little before. */
+  readonly after: string;
+  /** `<txid>/<checksum>` of the last of them. */
+  readonly end: string;
+  /** Of the last of them, decimal. */
+  readonly epoch: string;
+  /** False: the primary's log did not reach back far enough to tell; it may have them. */
+  readonly certain: boolean;
+  /** A snapshot LTX of the database as it was with them. */
+  readonly database?: string;
+}
 
 /** What was set aside, and why: `manifest.json` beside the files. */
 export interface LostManifest {
@@ -12,6 +28,8 @@ export interface LostManifest {
   readonly reason: string;
   /** File names, oldest first. */
   readonly files: readonly string[];
+  /** Absent when the files are of no use rather than lost. */
+  readonly lost?: LostTransactions;
   /** ISO time of this node's clock, for people only. */
   readonly time: string;
 }
@@ -26,15 +44,22 @@ export class LostAndFound {
 
   /**
    * Moves files (oldest first) of a database here; returns the folder they are in. Durable when it returns.
-   * The manifest is there before the first file, and the newest file moves first: a crash leaves some files
+   * `lost.database` is the path of a file that moves with them. The manifest is there before the first file, and the newest file moves first: a crash leaves some files
    * here and the rest as a chain where they were.
    */
-  setAside(encodedName: string, files: readonly string[], reason: string): string {
+  setAside(encodedName: string, files: readonly string[], reason: string, lost?: LostTransactions): string {
     const time = new Date().toISOString();
     const directory = this.#makeFolder(encodedName, time.replaceAll(':', '-'));
     const name = decodeDatabaseName(encodedName) ?? encodedName;
-    const manifest: LostManifest = { name, reason, files: files.map((file) => basename(file)), time };
+    const manifest: LostManifest = {
+      name,
+      reason,
+      files: files.map((file) => basename(file)),
+      ...(lost && { lost: { ...lost, ...(lost.database && { database: DATABASE }) } }),
+      time,
+    };
     replaceFile(join(directory, MANIFEST), Buffer.from(`${JSON.stringify(manifest, null, 2)}\n`));
+    if (lost?.database) renameSync(lost.database, join(directory, DATABASE));
     for (const file of files.toReversed()) {
       try {
         renameSync(file, join(directory, basename(file)));

@@ -82,7 +82,7 @@ const at = <T>(list: readonly T[], index: number): T => {
 };
 
 describe('damage on a stopped replica', () => {
-  it('is mended by a snapshot, said, and stops nobody else', async () => {
+  it('is mended by what the log has or the pages that differ, said, and stops nobody else', async () => {
     await replica.stop();
     // All of the WAL is in the database file, so that what is changed there is what counts.
     for (const name of ON_REPLICA)
@@ -110,8 +110,8 @@ describe('damage on a stopped replica', () => {
       expect(await replica.database(name)).not.toHaveProperty('error');
     }
     expect(await replica.metric('kitefs_apply_seconds_count')).toBeGreaterThan(0);
-    expect(await replica.metric('kitefs_snapshot_count{direction="received"}')).toBeGreaterThan(0);
-    expect(await primary.metric('kitefs_snapshot_count{direction="sent"}')).toBeGreaterThan(0);
+    expect(await replica.metric('kitefs_difference_count{direction="received"}')).toBeGreaterThan(0);
+    expect(await primary.metric('kitefs_difference_count{direction="sent"}')).toBeGreaterThan(0);
     const events = (await replica.status()).events;
     const said = (name: string): string[] =>
       events.filter((event) => event.database === name).map((event) => event.kind);

@@ -182,6 +182,31 @@ export class MemoryStore implements ReplicationStore {
     return { file, chunks: () => this.#pieces(bytes) };
   }
 
+  endOfEpoch(): EpochPosition | undefined {
+    return undefined;
+  }
+
+  pagesOf(): { pageSize: number; pages: number } {
+    return { pageSize: 4096, pages: 1 };
+  }
+
+  /** These files hold no pages: whoever asks gets a snapshot. */
+  async difference(): Promise<SnapshotSource> {
+    throw new KiteError('ERR_CAPTURE_COPY', 'no pages');
+  }
+
+  announced(): readonly string[] {
+    return this.databases();
+  }
+
+  needsResync(): undefined {
+    return undefined;
+  }
+
+  async pageChecksums(): Promise<undefined> {
+    return undefined;
+  }
+
   async receive(name: string, header: Header): Promise<IncomingFile> {
     this.openIncoming++;
     this.begun.push(`${name} ${header.minTxid}-${header.maxTxid}`);
