@@ -31,7 +31,7 @@ export const ERRORS = {
   ERR_INTERNAL: row('This is a bug in KiteFS: report it with the log.'),
 
   ERR_APPLIER_DAMAGED: row(
-    'Get the database from a peer or a backup (docs/recovery.md); the other databases go on.',
+    'Get the database from a peer or a backup (docs/runbooks/damaged-database.md); the other databases go on.',
     { http: 503, grpc: 9 },
   ),
   ERR_APPLIER_DIVERGED: row('The node gets the database from the primary again by itself.', {
@@ -60,7 +60,7 @@ export const ERRORS = {
     grpc: 14,
   }),
   ERR_CAPTURE_DAMAGED: row(
-    'Get the database from a peer or a backup (docs/recovery.md); the other databases go on.',
+    'Get the database from a peer or a backup (docs/runbooks/damaged-database.md); the other databases go on.',
     { http: 503, grpc: 9 },
   ),
   ERR_CAPTURE_DIED: row('Look into the log; the node gives its role away and starts again.', { retry: true }),
