@@ -34,9 +34,12 @@ export interface LogHold {
 
 /** A file of the chain; its header is read when it is first asked for. */
 interface Entry extends TxidRange {
-  file?: LogFile;
+  file?: LogFile | undefined;
   sizeBytes?: number;
 }
+
+/** Descriptions of the newest files stay in memory: a log of 10 minutes at 500 commits/s would be over 200 MB of them. */
+const FILES_REMEMBERED = 2000;
 
 /**
  * The log of one database, `<data>/dbs/<encoded name>/ltx`: a chain of LTX files `<min16>-<max16>.ltx`, each of which starts where the
@@ -451,6 +454,11 @@ export class Log {
       this.#entries = [];
     }
     this.#entries.push({ minTxid: file.minTxid, maxTxid: file.maxTxid, file });
+    const older = this.#entries.at(-1 - FILES_REMEMBERED);
+    if (older?.file) {
+      older.sizeBytes = older.file.sizeBytes;
+      older.file = undefined;
+    }
     this.#last = file;
     return file;
   }
@@ -470,7 +478,7 @@ export class Log {
     // Another thread's Log on this folder may have synced more than this one.
     const marker = readSyncedTxid(this.#directory);
     if (marker > this.#syncedTxid && marker <= (this.#last?.maxTxid ?? 0n)) this.#syncedTxid = marker;
-    const target = this.#last;
+    const target = this.#entries.at(-1);
     if (!target || target.maxTxid <= this.#syncedTxid) return;
     const superseded = this.#superseded;
     this.#superseded = [];
@@ -483,7 +491,7 @@ export class Log {
       throw this.#syncError;
     }
     // setAsideAfter may have given files up meanwhile; then the marker stays as low as it has put it.
-    if (this.#entries[this.#firstAfter(target.maxTxid) - 1]?.file !== target) return;
+    if (this.#entries[this.#firstAfter(target.maxTxid) - 1] !== target) return;
     this.#syncedTxid = target.maxTxid;
     writeSyncedTxid(this.#directory, target.maxTxid, false);
     this.#removeLater(superseded);
