@@ -141,7 +141,10 @@ export class HandOff {
       }
       const connected = members.filter(({ nodeId }) => this.#replica(nodeId));
       const [best] = connected;
-      if (!best) throw new KiteError('ERR_LEASE_HANDOFF', 'the successor is not connected any more');
+      if (!best) {
+        const names = members.map(({ nodeId }) => nodeId).join(', ');
+        throw new KiteError('ERR_LEASE_HANDOFF', `${names} is not connected any more`);
+      }
       if (monotonicMs() > limitMs) {
         const moving = connected.find(({ nodeId }) => applied(nodeId) > (before.get(nodeId) ?? 0n));
         if (moving) return moving.nodeId;
