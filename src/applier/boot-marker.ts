@@ -29,6 +29,12 @@ export function markServed(directory: string): boolean {
   return before === boot;
 }
 
+/** Whether it was served under another boot, and not let go of since. */
+export function powerWasCut(directory: string): boolean {
+  const path = join(directory, FILE_NAME);
+  return fs.existsSync(path) && fs.readFileSync(path, 'utf8') !== currentBoot();
+}
+
 /** After the checksums were saved at the position where the database stands. */
 export function markClosed(directory: string): void {
   fs.rmSync(join(directory, FILE_NAME), { force: true });

@@ -38,6 +38,7 @@ const calls: { [K in keyof CaptureCalls]: (args: CaptureCalls[K][0]) => unknown 
   differing: (args) => service.database(args.name).differing(args.firstPgno, args.theirs),
   removeBefore: (args) => service.database(args.name).log.removeBefore(args.txid),
   stats: () => service.stats(),
+  replicasHave: (args) => service.replicasHave(args.id, args.errno),
   stop: () => service.stop(),
 };
 
@@ -54,6 +55,10 @@ function listen(gate: MessagePort): void {
 
 port.on('message', ({ id, op, args }: CaptureCall) => {
   const call = calls[op] as (args: unknown) => unknown;
+  if (id === 0) {
+    call(args);
+    return;
+  }
   // Within a promise, so that a throw becomes an answer too.
   new Promise((resolve) => resolve(call(args))).then(
     (value) => port.postMessage({ kind: 'result', id, value } satisfies CaptureNotice),

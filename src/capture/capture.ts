@@ -42,6 +42,8 @@ export interface CaptureEvents {
   checked: [{ name: string; progress: CheckProgress }];
   /** A dead writer's commit was taken back by a transaction of ours (trap 1); after its `transaction`. */
   compensated: [string];
+  /** A commit waits until replicas have this position: `replicasHave` ends that. undefined: it does not wait any more. */
+  awaits: [{ id: number; name: string; position: EpochPosition | undefined }];
   /** This database is not captured at the moment, and why. The others go on. */
   failed: [{ name: string; error: KiteError }];
   /** The thread ended by itself: the node may not stay primary. */
@@ -153,6 +155,12 @@ export class Capture extends EventEmitter<CaptureEvents> {
     return this.#call('stats', {});
   }
 
+  /** Ends a wait: 0, replicas have it; else the errno for the application. */
+  replicasHave(id: number, errno: number): void {
+    // Nobody waits for an answer to this: it is on the way of each commit.
+    this.#port.postMessage({ id: 0, op: 'replicasHave', args: { id, errno } });
+  }
+
   /** As `demote`, then ends the thread. */
   async stop(): Promise<void> {
     if (this.#stopping) return;
@@ -197,6 +205,9 @@ export class Capture extends EventEmitter<CaptureEvents> {
         break;
       case 'checked':
         this.emit('checked', { name: notice.name, progress: notice.progress });
+        break;
+      case 'awaits':
+        this.emit('awaits', notice);
         break;
       case 'failed':
         this.emit('failed', {

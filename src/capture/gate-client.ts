@@ -62,6 +62,10 @@ export class GateClient implements CaptureGate {
     this.#ask({ op: 'journal', slot, commit }, answer);
   }
 
+  awaitReplicas(slot: DatabaseSlot, endBytes: number, answer: GateAnswer): void {
+    this.#ask({ op: 'replicas', slot, endBytes }, answer);
+  }
+
   adopt(slot: DatabaseSlot, answer: GateAnswer): void {
     this.#ask({ op: 'adopt', slot }, answer);
   }

@@ -20,6 +20,8 @@ export interface JournalCommit {
   readonly dirtyPages: readonly number[];
   /** Whether the application fsynced `database` in this transaction: then the LTX file is fsynced too. */
   readonly durable: boolean;
+  /** Whether replicas must have it: then a commit that is in the log now is answered with EINTR, see `awaitReplicas`. */
+  readonly waits?: boolean;
 }
 
 export interface CaptureGate {
@@ -42,6 +44,12 @@ export interface CaptureGate {
 
   /** Before a rollback journal is unlinked, truncated to zero or its header zeroed: the commit point (trap 9). */
   beforeJournalCommit(slot: DatabaseSlot, commit: JournalCommit, answer: GateAnswer): void;
+
+  /**
+   * Captures the WAL up to `endBytes` (0: nothing), then waits until replicas have the end of the log, as `durability`
+   * asks. 0: they have; EINTR: not yet, after 100 ms, ask again; else this node will never know.
+   */
+  awaitReplicas(slot: DatabaseSlot, endBytes: number, answer: GateAnswer): void;
 
   /**
    * `database` was written without any journal and is whole now (page count of its header equals its

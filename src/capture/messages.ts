@@ -30,6 +30,7 @@ export type GateRequest =
       readonly offsetBytes: number;
       readonly bytes: Uint8Array;
     }
+  | { readonly op: 'replicas'; readonly id: number; readonly slot: number; readonly endBytes: number }
   | { readonly op: 'rename'; readonly id: number; readonly slot: number; readonly newName: string }
   | { readonly op: 'adopt' | 'drop'; readonly id: number; readonly slot: number };
 
@@ -86,6 +87,8 @@ export interface CaptureCalls {
   differing: [{ name: string; firstPgno: number; theirs: Uint32Array }, DifferingPages];
   removeBefore: [{ name: string; txid: bigint }, TxidRange[]];
   stats: [Record<string, never>, CaptureStats[]];
+  /** An answer to `awaits`. */
+  replicasHave: [{ id: number; errno: number }, void];
   stop: [Record<string, never>, void];
 }
 
@@ -110,6 +113,13 @@ export type CaptureNotice =
     }
   | { readonly kind: 'checked'; readonly name: string; readonly progress: CheckProgress }
   | { readonly kind: 'created' | 'dropped' | 'compensated'; readonly name: string }
+  /** A commit waits until replicas have this position; undefined: it does not any more. */
+  | {
+      readonly kind: 'awaits';
+      readonly id: number;
+      readonly name: string;
+      readonly position: EpochPosition | undefined;
+    }
   | {
       readonly kind: 'failed';
       readonly name: string;

@@ -55,6 +55,22 @@ export function checkConfig(config: Config): BrokenRule[] {
     peer.secret === undefined || peer.secret.length >= 16,
     'peer.secret: at least 16 characters are needed, such as the output of openssl rand -hex 32',
   );
+  const waits = config.durability.filter(({ waitFor }) => waitFor !== 'async');
+  rule(
+    'durability.commit',
+    waits.length === 0 || fuse.driver === 'kernel',
+    'durability.commit: waiting for replicas needs fuse.driver: kernel; libfuse cannot hold an answer back without stopping readers',
+  );
+  rule(
+    'durability.commit',
+    lease.type !== 'static' || waits.every(({ waitFor }) => waitFor !== 'quorum'),
+    'durability.commit: with lease.type static nobody knows the members, so there is no quorum; use replicas: <number>',
+  );
+  rule(
+    'durability.timeout',
+    waits.every(({ timeoutMs }) => timeoutMs >= 100),
+    'durability.timeout: at least 100ms is needed for a replica to answer in',
+  );
   rule(
     'http.addr',
     http.addr.port === 0 || http.addr.port !== peer.addr.port,

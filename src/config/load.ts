@@ -2,6 +2,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { join, resolve } from 'node:path';
 import { KiteError } from '../errors.js';
+import type { DurabilityPolicy } from '../durability/policy.js';
 import { checkConfig } from './checks.js';
 import { readFileValues, type Remark } from './file.js';
 import { configSchema, SETTINGS, type GivenConfig, type Setting } from './schema.js';
@@ -131,7 +132,7 @@ function nested(given: ReadonlyMap<string, { raw: unknown }>): unknown {
 }
 
 function complete(given: GivenConfig) {
-  const { fuse, data, http, peer, lease, log } = given;
+  const { fuse, data, http, peer, durability, lease, log } = given;
   const machine = lease.hostname ?? hostname();
   const advertiseUrl = lease.advertiseUrl ?? `http://${formatAddress({ ...http.addr, host: machine })}`;
   const advertised: Address = peer.addr.host === '' ? { ...peer.addr, host: machine } : peer.addr;
@@ -153,8 +154,16 @@ function complete(given: GivenConfig) {
       // CONSUL_HTTP_ADDR may lack the scheme.
       consul: { ...lease.consul, url: lease.consul.url?.replace(/^(?!\w+:\/\/)/, 'http://') },
     },
+    durability: policies(durability),
     log: { ...log, level: log.debug ? ('debug' as const) : log.level },
   };
+}
+
+/** One for each entry of `databases`, then one for all other databases. */
+function policies(given: GivenConfig['durability']): readonly DurabilityPolicy[] {
+  const { commit: waitFor, acknowledge, timeoutMs, onTimeout, databases } = given;
+  const others = { pattern: '*', waitFor, acknowledge, timeoutMs, onTimeout };
+  return [...databases.map((entry) => ({ ...others, ...entry })), others];
 }
 
 /** In LiteFS's static lease the advertise-url is the primary's; its peers listen beside it. */

@@ -3,6 +3,7 @@ import { LOG_LEVELS } from '../observability/log.js';
 import {
   parseAddress,
   parseBoolean,
+  parseDatabaseDurability,
   parseDuration,
   parseExec,
   parseInteger,
@@ -10,6 +11,7 @@ import {
   parseMode,
   parseSize,
   parseText,
+  parseWaitFor,
 } from './values.js';
 
 /**
@@ -81,6 +83,11 @@ const duration = kind('a duration such as 500ms, 10s or 1m30s', parseDuration);
 const size = kind('a size such as 64MB or 2GB', parseSize);
 const list = kind('a list of words', parseList);
 const address = kind('an address such as 127.0.0.1:20202 or :20202', parseAddress);
+const waitFor = kind('async, quorum or replicas: <number>', parseWaitFor);
+const databaseDurability = kind(
+  'a list of {name, commit, acknowledge, timeout, on-timeout}',
+  parseDatabaseDurability,
+);
 const exec = kind('a command, or a list of {cmd, if-candidate}', parseExec);
 const oneOf = <const T extends string>(...words: readonly T[]) =>
   kind(`one of ${words.join(', ')}`, (raw) => words.find((word) => word === raw));
@@ -181,6 +188,25 @@ export const configSchema = z.strictObject({
     id: text('The cluster that this node belongs to; another one is refused.', {
       derived: 'made by the first primary, kept in data.dir',
     }),
+  }),
+  durability: z.strictObject({
+    commit: waitFor(
+      'What a COMMIT waits for. async: nothing; replicas: so many replicas have it; quorum: more than half of the members.',
+      { default: 'async' },
+    ),
+    acknowledge: oneOf('fsync', 'memory')(
+      'When a replica “has it”. fsync: it survives a power cut there; memory: only the end of the process.',
+      { default: 'fsync' },
+    ),
+    timeoutMs: duration('How long a COMMIT waits before durability.on-timeout is done.', { default: '10s' }),
+    onTimeout: oneOf('block', 'degrade')(
+      'block: it goes on waiting. degrade: it returns, as do those after it, until replicas have caught up.',
+      { default: 'block' },
+    ),
+    databases: databaseDurability(
+      'Databases that differ, by name with * for any characters; the first that matches counts. As a flag: app.db=quorum,logs/*=async.',
+      { default: '' },
+    ),
   }),
   lease: z.strictObject({
     type: oneOf(

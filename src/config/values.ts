@@ -1,4 +1,5 @@
 import { isIP } from 'node:net';
+import type { DurabilityPolicy } from '../durability/policy.js';
 
 /**
  * How single values are written. Each parser takes what stands in the file, the environment or a flag
@@ -91,6 +92,55 @@ export function isLoopback(host: string): boolean {
   const mapped = host.replace(/^::ffff:/, '');
   return host === 'localhost' || host === '::1' || (isIP(mapped) === 4 && mapped.startsWith('127.'));
 }
+
+/** `async`, `quorum`, `replicas: 2`, or in YAML the mapping `replicas: 2`. */
+export function parseWaitFor(raw: unknown): DurabilityPolicy['waitFor'] | undefined {
+  const isMapping = typeof raw === 'object' && raw !== null && Object.keys(raw).join() === 'replicas';
+  const text = isMapping ? `replicas: ${String(Object.values(raw)[0])}` : String(raw).trim();
+  if (text === 'async' || text === 'quorum') return text;
+  const count = Number(/^replicas:\s*(\d{1,2})$/.exec(text)?.[1] ?? 0);
+  return count > 0 ? count : undefined;
+}
+
+/** What an entry of `durability.databases` says; what it leaves out is as for all others. */
+export type DatabaseDurability = Pick<DurabilityPolicy, 'pattern'> & Partial<DurabilityPolicy>;
+
+/** A YAML list of `{name, commit, acknowledge, timeout, on-timeout}`; elsewhere `orders.db=quorum,logs/*=async`. */
+export function parseDatabaseDurability(raw: unknown): readonly DatabaseDurability[] | undefined {
+  const items: unknown[] | undefined = Array.isArray(raw)
+    ? raw
+    : parseList(raw)?.map((item) => {
+        const [name, commit] = item.split(/=(.*)/s);
+        return { name, commit };
+      });
+  const entries = items?.map(parseDurabilityItem);
+  return entries?.every((entry) => entry !== undefined) ? entries : undefined;
+}
+
+function parseDurabilityItem(raw: unknown): DatabaseDurability | undefined {
+  if (typeof raw !== 'object' || raw === null) return undefined;
+  const {
+    name,
+    commit,
+    acknowledge,
+    timeout,
+    'on-timeout': onTimeout,
+    ...rest
+  } = raw as Record<string, unknown>;
+  if (typeof name !== 'string' || name === '' || Object.keys(rest).length > 0) return undefined;
+  const given = {
+    waitFor: commit === undefined ? null : parseWaitFor(commit),
+    acknowledge: acknowledge === undefined ? null : parseWord(acknowledge, ['fsync', 'memory']),
+    timeoutMs: timeout === undefined ? null : parseDuration(timeout),
+    onTimeout: onTimeout === undefined ? null : parseWord(onTimeout, ['block', 'degrade']),
+  };
+  if (Object.values(given).includes(undefined)) return undefined;
+  const said = Object.entries(given).filter(([, value]) => value !== null);
+  return { pattern: name, ...(Object.fromEntries(said) as Partial<DurabilityPolicy>) };
+}
+
+const parseWord = <const T extends string>(raw: unknown, words: readonly T[]): T | undefined =>
+  words.find((word) => word === raw);
 
 /** A command of `exec`, run by the shell. */
 export interface ExecCommand {

@@ -314,6 +314,10 @@ export class NodeStore implements ReplicationStore {
 
   // --- replica
 
+  async sync(name: string): Promise<void> {
+    await this.#entries.get(name)?.log.sync();
+  }
+
   async receive(name: string, meta: LogFileMeta, replacement?: Replacement): Promise<IncomingFile> {
     const entry = this.#entry(name);
     const replaces = replacement?.difference === true || (meta.minTxid === 1n && entry.log.lastPosition);

@@ -3,11 +3,13 @@ import { mkdir, rm, stat } from 'node:fs/promises';
 import { randomUUID } from 'node:crypto';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
+import { powerWasCut } from '../applier/boot-marker.js';
 import { Applier } from '../applier/applier.js';
 import type { ApplierEvent } from '../applier/messages.js';
 import { Capture } from '../capture/capture.js';
 import type { Config } from '../config/load.js';
 import { formatAddress } from '../config/values.js';
+import { Durability, type DurabilityEvent } from '../durability/durability.js';
 import { KiteError, toKiteError } from '../errors.js';
 import { ControlBlock, MountState } from '../fuse/control-block.js';
 import { Mount, type MountEvent } from '../fuse/mount.js';
@@ -54,6 +56,7 @@ export class Node implements NodeApi {
   #store!: NodeStore;
   #server!: ReplicationServer;
   #roles!: RoleSwitch;
+  #durability!: Durability;
   #lease: Lease | undefined;
   #openingReadOnly: NodeJS.Timeout | undefined;
   #handOff: HandOff | undefined;
@@ -142,6 +145,7 @@ export class Node implements NodeApi {
       otherFiles,
       allowOther,
       candidate: config.lease.candidate,
+      durability: config.durability,
       ...(uid === undefined ? {} : { uid }),
       ...(gid === undefined ? {} : { gid }),
       ...(mode === undefined ? {} : { fileMode: mode }),
@@ -185,9 +189,27 @@ export class Node implements NodeApi {
     await this.#roles.recover();
     this.#undo.push(() => this.#roles.stop());
 
+    this.#durability = new Durability({
+      nodeId,
+      policies: config.durability,
+      candidatesOnly: config.lease.type !== 'static',
+      lease: {
+        setSyncSet: (epoch, members) => this.#lease?.setSyncSet(epoch, members),
+        syncSets: () => this.#lease?.syncSets ?? [],
+        members: () => this.#lease?.members ?? [],
+      },
+      store: this.#store,
+      answer: (id, errno) => this.#capture.replicasHave(id, errno),
+      onEvent: (event) => this.#onDurabilityEvent(event),
+    });
+    this.#undo.push(() => this.#durability.stop());
+    this.#store.subscribe((change) => this.#durability.logged(change));
+    this.#capture.on('awaits', ({ id, name, position }) => this.#durability.commit(id, name, position));
+
     this.#server = await ReplicationServer.start({
       address: formatAddress(config.peer.addr),
       store: this.#store,
+      durable: (name) => this.#durability.fsyncs(name),
       role: () => this.#primaryRole(),
       secret: config.peer.secret,
       onHigherEpoch: (epoch) => this.#onHigherEpoch(epoch),
@@ -225,6 +247,7 @@ export class Node implements NodeApi {
       positions: () => this.#leasePositions(),
       foundedWith,
       followed: (epoch, atMs) => this.#hasFollowed(epoch, atMs),
+      powerWasCut: powerWasCut(config.data.dir),
       ttlMs: config.lease.ttlMs,
       lockDelayMs: config.lease.lockDelayMs,
       electionWaitMs: config.lease.electionWaitMs,
@@ -325,6 +348,7 @@ export class Node implements NodeApi {
       members: this.#lease?.members ?? [],
       client: this.#roles?.client,
       replicas: this.#server?.replicas() ?? [],
+      durability: this.#durability?.state,
       otherFiles: this.#config.fuse.otherFiles === 'local' ? this.#data.otherFiles() : [],
       events: this.#events.recent(),
     });
@@ -424,20 +448,24 @@ export class Node implements NodeApi {
         // The deadline before the state: the mount must never see a primary without one.
         this.#control.epoch = event.epoch;
         this.#control.deadlineNs = event.deadlineNs;
+        this.#durability.primary(event.epoch);
         this.#control.state = MountState.primary;
         this.#setRole('primary', undefined);
         this.#events.add('primary', `this node is the primary, epoch ${event.epoch}: ${event.reason}`);
         break;
       case 'renewed':
         this.#control.deadlineNs = event.deadlineNs;
+        this.#durability.renewed();
         break;
       case 'fenced':
         this.#control.deadlineNs = 0n;
+        this.#durability.stop();
         this.#setRole('fenced', undefined);
         this.#events.add('fenced', `writes are refused: ${event.reason}`, { level: 'warn' });
         break;
       case 'replica':
         this.#control.deadlineNs = 0n;
+        this.#durability.stop();
         // A node that stops gives the lease up; it does not become a replica for that, which would have to wait for
         // applications that are in a transaction.
         if (this.#stopping.signal.aborted) break;
@@ -626,9 +654,11 @@ export class Node implements NodeApi {
   #onReplicaEvent(event: ReplicaEvent): void {
     switch (event.kind) {
       case 'connected':
+        this.#durability.connected(event.nodeId);
         this.#events.add('replica-connected', `${event.nodeId} follows this node`);
         break;
       case 'disconnected':
+        this.#durability.disconnected(event.nodeId);
         this.#events.add('replica-disconnected', `${event.nodeId}: ${event.reason}`);
         break;
       case 'refused':
@@ -648,6 +678,38 @@ export class Node implements NodeApi {
         );
         break;
       case 'acknowledged':
+        this.#durability.acknowledged(event.nodeId, event.name, event.acknowledged);
+        break;
+    }
+  }
+
+  #onDurabilityEvent(event: DurabilityEvent): void {
+    switch (event.kind) {
+      case 'sync-set': {
+        const members =
+          event.members.length === 0 ? 'empty: any candidate may win' : event.members.join(', ');
+        this.#events.add('sync-set', `the sync set in the lease is ${members}`);
+        break;
+      }
+      case 'blocked':
+        this.#events.add('durability-blocked', `${event.message}; it goes on waiting`, {
+          database: event.name,
+          level: 'warn',
+        });
+        break;
+      case 'degraded':
+        this.#events.add('durability-degraded', `${event.message}; commits do not wait any more`, {
+          database: event.name,
+          level: 'error',
+        });
+        break;
+      case 'restored':
+        this.#events.add('durability-restored', `commits in ${event.name} wait for replicas again`, {
+          database: event.name,
+        });
+        break;
+      case 'waited':
+        this.#metrics.commitWaitSeconds.observe(event.waitedMs / 1000);
         break;
     }
   }

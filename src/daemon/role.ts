@@ -1,4 +1,5 @@
 import type { Applier } from '../applier/applier.js';
+import { markClosed, markServed } from '../applier/boot-marker.js';
 import type { Capture } from '../capture/capture.js';
 import { KiteError, toKiteError } from '../errors.js';
 import { type ControlBlock, MountState } from '../fuse/control-block.js';
@@ -124,6 +125,7 @@ export class RoleSwitch {
       }
       // Kept before the first write: after a crash this node must know that its WALs may hold more than its logs.
       data.updateNode({ epoch, wasPrimary: true });
+      markServed(data.path);
       this.#owner = 'capture';
       this.#recovered = false;
       this.#stopped.clear();
@@ -162,6 +164,8 @@ export class RoleSwitch {
       if (!holder && this.#recovered) return;
       if (this.#owner === 'none') this.#follow();
       data.updateNode({ wasPrimary: false });
+      // What a power cut may have taken from here comes from the primary.
+      if (holder) markClosed(data.path);
       await this.#followPrimary(holder);
     });
   }

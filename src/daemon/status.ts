@@ -1,5 +1,6 @@
 import { statSync } from 'node:fs';
 import type { Config } from '../config/load.js';
+import type { DurabilityState } from '../durability/durability.js';
 import { MountState, type ControlBlock } from '../fuse/control-block.js';
 import type { LeaseHolder, Member } from '../lease/types.js';
 import { formatPosition, NO_POSITION } from '../ltx/position.js';
@@ -23,6 +24,7 @@ export interface StatusSources {
   readonly members: readonly Member[];
   readonly client: ReplicationClient | undefined;
   readonly replicas: readonly ReplicaStatus[];
+  readonly durability: DurabilityState | undefined;
   readonly otherFiles: readonly string[];
   readonly events: readonly NodeEvent[];
 }
@@ -49,6 +51,7 @@ export function makeStatus(from: StatusSources): NodeStatus {
     mount: { dir: config.fuse.dir, driver: config.fuse.driver },
     dataDir: config.data.dir,
     databases: store.databases().flatMap((name) => databaseStatus(name, from) ?? []),
+    durability: from.durability,
     otherFiles: from.otherFiles,
     members: members.map(({ nodeId, advertiseUrl, peerAddress, candidate, region, priority }) => ({
       nodeId,

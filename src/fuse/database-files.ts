@@ -7,6 +7,7 @@ import { FRAME_HEADER_BYTES, WAL_HEADER_BYTES } from '../sqlite/wal.js';
 import { databasePaths, type DatabasePaths } from '../store/data-directory.js';
 import { isErrno, writeFully } from '../util/files.js';
 import { MountState } from './control-block.js';
+import { HeldWrite } from './held-write.js';
 import { JournalTracker } from './journal-tracker.js';
 import type { FsNode } from './nodes.js';
 import { Errno, errnoOf, type Answer, type MountServices } from './services.js';
@@ -51,6 +52,9 @@ export class DatabaseFiles {
   readonly #journal = new JournalTracker();
   /** The application syncs: what destroys log bytes must be durable elsewhere first. */
   #durable = false;
+  readonly #waitsForReplicas: boolean;
+  /** The end of a commit that waits for replicas, until another write shows that it is over. */
+  #held: HeldWrite | undefined;
 
   /** `dataDir/dbs/<encoded>` exists. Takes over what is in its files. */
   constructor(services: MountServices, name: string) {
@@ -59,6 +63,7 @@ export class DatabaseFiles {
     this.paths = databasePaths(services.dataDir, name);
     this.#walPages = new WalPages(this.#wal, this.paths.wal);
     this.live = sizeOf(this.paths.database) > 0;
+    this.#waitsForReplicas = services.waitsForReplicas(name);
     this.attach('wal');
     this.attach('journal');
   }
@@ -165,6 +170,10 @@ export class DatabaseFiles {
   #writeWal(fd: number, data: Buffer, offset: number, by: Writer, answer: Answer): void {
     const { control, gate } = this.#services;
     if (!this.#mayChange(by)) return this.#refuse(answer, Errno.EIO);
+    if (this.#held) {
+      if (this.#held.isRepeatedBy(offset, data)) return this.#hold(this.#held, by, answer);
+      this.#held = undefined;
+    }
     const perform = (bytes: Buffer): void => {
       writeFully(fd, bytes, offset);
       const end = this.#wal.wrote(offset, bytes);
@@ -172,7 +181,10 @@ export class DatabaseFiles {
       if (!this.#mayChange(by)) return answer(Errno.EIO);
       if (end > 0) {
         this.live = true;
-        if (control.state === MountState.primary) gate.walCommitted(this.slot, end);
+        if (control.state === MountState.primary) {
+          gate.walCommitted(this.slot, end);
+          if (this.#waitsForReplicas) return this.#holdCommit(offset, bytes, end, by, answer);
+        }
       }
       answer(0);
     };
@@ -183,6 +195,35 @@ export class DatabaseFiles {
     gate.beforeWalChange(this.slot, { ...destroyed, durable: this.#takeDurable() }, (errno) =>
       errno === 0 ? guarded(answer, () => perform(copy)) : answer(errno),
     );
+  }
+
+  /** The last write of a commit is not answered before replicas have it: no reader sees the commit until then. */
+  #holdCommit(offset: number, bytes: Buffer, end: number, by: Writer, answer: Answer): void {
+    const { slot } = this;
+    const ask = (then: Answer): void => this.#services.gate.awaitReplicas(slot, end, then);
+    this.#held = new HeldWrite(offset, Buffer.from(bytes), ask);
+    this.#hold(this.#held, by, answer);
+  }
+
+  #hold(held: HeldWrite, by: Writer, answer: Answer): void {
+    held.hold((errno) => {
+      if (errno !== Errno.EINTR && this.#held === held) this.#held = undefined;
+      // Asked again, as after every wait: after the deadline nothing is answered as done (trap 10).
+      answer(errno === Errno.EINTR || this.#mayChange(by) ? errno : Errno.EIO);
+    });
+  }
+
+  /** As long as a journal is there, SQLite lets nobody read: it is held until replicas have the commit. */
+  #awaitReplicas(by: Writer, answer: Answer, then: () => void): void {
+    this.#services.gate.awaitReplicas(this.slot, 0, (errno) => {
+      if (errno === 0) return then();
+      if (errno !== Errno.EINTR) return answer(errno);
+      // Nobody but a dying process is let go of with EINTR here: SQLite would take it for an error. Its journal
+      // stays, and who opens the database next rolls back what replicas may have got (trap 13).
+      if (isDying(by.pid)) return answer(Errno.EINTR);
+      if (!this.#mayChange(by)) return answer(Errno.EIO);
+      this.#awaitReplicas(by, answer, then);
+    });
   }
 
   #writeJournal(fd: number, data: Buffer, offset: number, by: Writer, answer: Answer): void {
@@ -305,13 +346,18 @@ export class DatabaseFiles {
     if (!this.#mayChange(by)) return this.#ifRestored(answer, perform);
     if (control.state !== MountState.primary) return perform();
     const { oldSizeBytes, dirtyPages, durable } = this.#journal;
-    gate.beforeJournalCommit(this.slot, { kind, oldSizeBytes, dirtyPages, durable }, (errno) => {
-      if (errno !== 0) return answer(errno);
+    const commit = { kind, oldSizeBytes, dirtyPages, durable, waits: this.#waitsForReplicas };
+    const finish = (): void => {
       // Asked again: what is answered after the deadline may have been lost to another primary (trap 10).
       if (!this.#mayChange(by)) return answer(Errno.EIO);
       this.live = sizeOf(this.paths.database) > 0;
       this.adopting = undefined;
       guarded(answer, perform);
+    };
+    gate.beforeJournalCommit(this.slot, commit, (errno) => {
+      if (errno === Errno.EINTR) return this.#awaitReplicas(by, answer, finish);
+      if (errno !== 0) return answer(errno);
+      finish();
     });
   }
 
@@ -453,6 +499,19 @@ function guarded(answer: Answer, work: () => void): void {
     work();
   } catch (error) {
     answer(errnoOf(error) ?? Errno.EIO);
+  }
+}
+
+const SIGKILL_BIT = 0x100n;
+
+/** Whether a thread is being killed: then SIGKILL is pending, also when another deadly signal has begun it (proc(5)). */
+function isDying(pid: number): boolean {
+  try {
+    const status = fs.readFileSync(`/proc/${pid}/status`, 'latin1');
+    const pending = /^SigPnd:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? '0';
+    return (BigInt(`0x${pending}`) & SIGKILL_BIT) !== 0n;
+  } catch {
+    return false; // of another pid namespace
   }
 }
 

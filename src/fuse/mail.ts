@@ -1,4 +1,5 @@
 import type { GateEndpoint } from '../capture/gate-client.js';
+import type { DurabilityPolicy } from '../durability/policy.js';
 import type { MountEvent } from './mount.js';
 
 /** What the main thread and the mount thread send each other. */
@@ -24,6 +25,7 @@ export interface ServingOptions {
   readonly captureEndpoint: GateEndpoint | undefined;
   readonly otherFiles: 'refuse' | 'local';
   readonly candidate: boolean;
+  readonly durability: readonly DurabilityPolicy[];
   readonly uid: number | undefined;
   readonly gid: number | undefined;
   readonly fileMode: number | undefined;

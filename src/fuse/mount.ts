@@ -1,6 +1,7 @@
 import { MessageChannel, type MessagePort } from 'node:worker_threads';
 
 import type { GateEndpoint } from '../capture/gate-client.js';
+import type { DurabilityPolicy } from '../durability/policy.js';
 import { KiteError } from '../errors.js';
 import { startKernel } from './kernel-server.js';
 import type { FromMountThread, ServingOptions, ToMountThread } from './mail.js';
@@ -40,6 +41,8 @@ export interface MountOptions {
   /** What happens to files that are no database. */
   readonly otherFiles: 'refuse' | 'local';
   readonly allowOther: boolean;
+  /** What commits wait for; default: nothing. With the kernel driver only. */
+  readonly durability?: readonly DurabilityPolicy[];
   /** Whether this node may ever be primary; false refuses opening for writing. */
   readonly candidate: boolean;
   /** Owner and mode bits of new files; default: those of the process that creates them. */
@@ -92,6 +95,7 @@ export class Mount {
       captureEndpoint: options.captureEndpoint,
       otherFiles: options.otherFiles,
       candidate: options.candidate,
+      durability: options.durability ?? [],
       uid: options.uid,
       gid: options.gid,
       fileMode: options.fileMode,

@@ -20,6 +20,8 @@ export interface MountServices {
   readonly candidate: boolean;
   /** Databases that capture cannot follow: what was written to them would be in no log, so nothing is. */
   readonly stopped: Set<string>;
+  /** Whether a COMMIT in this database is answered only when replicas have it. */
+  waitsForReplicas(name: string): boolean;
   readonly uid: number | undefined;
   readonly gid: number | undefined;
   readonly fileMode: number | undefined;

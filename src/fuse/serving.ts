@@ -3,6 +3,7 @@ import { receiveMessageOnPort } from 'node:worker_threads';
 
 import { GateClient } from '../capture/gate-client.js';
 import type { CaptureGate } from '../capture/gate.js';
+import { policyFor } from '../durability/policy.js';
 import { ControlBlock } from './control-block.js';
 import { FileSystem } from './file-system.js';
 import type { FromMountThread, ServingOptions, ToMountThread } from './mail.js';
@@ -33,6 +34,7 @@ export class Serving {
       control: new ControlBlock(options.control),
       stopped: this.#stopped,
       gate: this.#gate ?? OPEN_GATE,
+      waitsForReplicas: (name) => policyFor(options.durability, name) !== undefined,
       refused: (name, reason, message) => this.#refused(name, reason, message),
       created: (name) => this.#event({ type: 'created', name }),
       dropped: (name) => this.#event({ type: 'dropped', name }),
@@ -124,6 +126,7 @@ const OPEN_GATE: CaptureGate = {
   walCommitted: () => undefined,
   beforeWalChange: (_slot, _change, answer) => answer(0),
   beforeJournalCommit: (_slot, _commit, answer) => answer(0),
+  awaitReplicas: (_slot, _endBytes, answer) => answer(0),
   adopt: (_slot, answer) => answer(0),
   beforeDrop: (_slot, answer) => answer(0),
   beforeRename: (_slot, _newName, answer) => answer(0),

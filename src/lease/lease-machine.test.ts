@@ -33,6 +33,7 @@ class Bench {
       provesEnd: false,
       positions: () => ({}),
       followed: () => true,
+      powerWasCut: false,
       ...options,
     });
   }

@@ -42,6 +42,10 @@ interface Hold {
   ready: boolean;
   /** Applications may write. */
   open: boolean;
+  /** What the sync set shall be from the next renewal on; undefined: as it is. */
+  wantedSyncSet: readonly string[] | undefined;
+  /** Every sync set that the record may have now: more than one while a renewal that changes it is unanswered. */
+  syncSets: (readonly string[])[];
 }
 
 interface RecordCall {
@@ -140,6 +144,14 @@ export class LeaseMachine {
     return this.#membership.members;
   }
 
+  /**
+   * Every sync set that the record may have now, of which a member of any may win; none while this node does not hold the
+   * lease. A renewal that was given up may still be carried out, so only the answer of a later one settles it.
+   */
+  get syncSets(): readonly (readonly string[])[] {
+    return this.#hold?.syncSets ?? [];
+  }
+
   /** Takes what happened at `nowMs` (monotonic, never less than before). */
   step(nowMs: number, input: LeaseInput): LeaseEffect[] {
     this.#effects = [];
@@ -164,6 +176,11 @@ export class LeaseMachine {
         hold.ready = true;
         return this.#open(now, 'the daemon is ready');
       }
+      case 'syncSet':
+        if (this.#hold?.epoch !== input.epoch) return;
+        this.#hold.wantedSyncSet = input.members;
+        this.#nextRenewMs = now;
+        return;
       case 'leave':
         return this.#startLeaving(now, input.leave);
       case 'acceptLoss':
@@ -307,7 +324,11 @@ export class LeaseMachine {
     if (!hold) return;
     hold.version = version;
     hold.record = record;
+    // The version has moved on: no earlier renewal can be carried out any more.
+    hold.syncSets = [record.syncSet];
     this.#nextRenewMs = call.sentMs + this.#beatMs;
+    const { wantedSyncSet } = hold;
+    if (wantedSyncSet && wantedSyncSet !== record.syncSet) this.#nextRenewMs = now; // asked for meanwhile
     const deadlineMs = call.sentMs + this.#options.ttlMs - this.#options.marginMs;
     if (deadlineMs <= now) {
       this.#nextRenewMs = now; // answered too late to be of use
@@ -470,7 +491,7 @@ export class LeaseMachine {
       heartbeat: (before?.heartbeat ?? 0n) + 1n,
       ttlMs: this.#options.ttlMs,
       positions: this.#options.positions(),
-      syncSet: before?.syncSet ?? [],
+      syncSet: this.#hold?.wantedSyncSet ?? before?.syncSet ?? [],
       handoffTo: undefined,
     };
   }
@@ -530,7 +551,8 @@ export class LeaseMachine {
 
   #newHold(version: string, record: LeaseRecord, won: Hold['won']): Hold {
     const closed = { deadlineMs: -Infinity, ready: false, open: false };
-    return { epoch: record.epoch, version, record, won, ...closed };
+    const sets = { wantedSyncSet: undefined, syncSets: [record.syncSet] };
+    return { epoch: record.epoch, version, record, won, ...closed, ...sets };
   }
 
   // Changes of what applications may do
@@ -673,6 +695,8 @@ export class LeaseMachine {
     record: LeaseRecord,
     won?: Hold['won'],
   ): void {
+    const sets = this.#hold?.syncSets;
+    if (sets && !sets.some((set) => String(set) === String(record.syncSet))) sets.push(record.syncSet);
     this.#callRecord(now, purpose, { op: 'compareAndSet', expected, record }, { record, won });
   }
 

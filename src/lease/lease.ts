@@ -19,6 +19,8 @@ export interface LeaseOptions {
   followed(epoch: bigint, atMs: number): boolean;
   /** The version of the record, when this node has just founded the cluster with it. */
   readonly foundedWith?: string | undefined;
+  /** See LeaseMachineOptions. Default false. */
+  readonly powerWasCut?: boolean;
   /** Default 5000. */
   readonly ttlMs?: number;
   /** How much clock rates may differ over one ttl. Default ttl/10. */
@@ -73,6 +75,7 @@ export class Lease {
       foundedWith: options.foundedWith,
       positions: () => options.positions(),
       followed: (epoch, atMs) => options.followed(epoch, atMs),
+      powerWasCut: options.powerWasCut ?? false,
     });
   }
 
@@ -85,6 +88,19 @@ export class Lease {
   /** The daemon has recovered and caught up under this epoch: applications may write (`primary` follows). */
   ready(epoch: bigint): void {
     this.#feed({ kind: 'ready', epoch });
+  }
+
+  /**
+   * From the next renewal on, which goes out at once, the record's sync set shall be this one (trap 3). `renewed` (or
+   * `primary`) follows; `syncSets` says what is in force. Without effect under another epoch.
+   */
+  setSyncSet(epoch: bigint, members: readonly string[]): void {
+    this.#feed({ kind: 'syncSet', epoch, members });
+  }
+
+  /** See LeaseMachine.syncSets. */
+  get syncSets(): readonly (readonly string[])[] {
+    return this.#machine.syncSets;
   }
 
   /** The daemon cannot become primary now: empties the holder, and does not try again for two ttl. */

@@ -32,6 +32,8 @@ export type LeaseInput =
   /** Failed or timed out: it may have been carried out, or may be still. */
   | { readonly kind: 'failed'; readonly id: number; readonly why: string }
   | { readonly kind: 'ready'; readonly epoch: bigint }
+  /** Under this epoch the record's sync set shall be this one. */
+  | { readonly kind: 'syncSet'; readonly epoch: bigint; readonly members: readonly string[] }
   | { readonly kind: 'leave'; readonly leave: Leave }
   /** A person lets this node take a free lease although it may lack something, for so long. */
   | { readonly kind: 'acceptLoss'; readonly forMs: number }
@@ -72,4 +74,6 @@ export interface LeaseMachineOptions {
    * way, and not what was written while it was away.
    */
   followed(epoch: bigint, atMs: number): boolean;
+  /** This machine has gone down since this node was primary last: it may have lost what SQLite had not fsynced. */
+  readonly powerWasCut: boolean;
 }

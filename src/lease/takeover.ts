@@ -41,7 +41,7 @@ export type Verdict =
 
 type Options = Pick<
   LeaseMachineOptions,
-  'node' | 'ttlMs' | 'marginMs' | 'lockDelayMs' | 'electionWaitMs' | 'positions' | 'followed'
+  'node' | 'ttlMs' | 'marginMs' | 'lockDelayMs' | 'electionWaitMs' | 'positions' | 'followed' | 'powerWasCut'
 >;
 
 /** Whether a candidate may take the lease now. */
@@ -74,8 +74,13 @@ export function takeover(nowMs: number, options: Options, at: Situation): Verdic
     const reason = 'only a member of the sync set may win: this node may lack acknowledged data';
     return { kind: 'wait', reason, untilMs: Infinity };
   }
-  // An old copy that comes up alone must not become the truth. What this node itself had before a power cut is no old copy.
   const own = record?.holder?.nodeId === node.nodeId;
+  // What this node has acknowledged it may have lost itself; each other member of the set has it.
+  const keeper = record?.syncSet.find((nodeId) => nodeId !== node.nodeId);
+  if (own && options.powerWasCut && keeper !== undefined) {
+    const reason = `this machine went down while this node was primary: ${keeper} has what was acknowledged here`;
+    return { kind: 'wait', reason, untilMs: Infinity };
+  }
   const old =
     record !== undefined &&
     !named &&

@@ -17,6 +17,12 @@ export class Metrics {
     buckets: [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5],
     registers: [this.registry],
   });
+  readonly commitWaitSeconds = new Histogram({
+    name: 'kitefs_commit_wait_seconds',
+    help: 'Time that a COMMIT waited for replicas, after it was in the log.',
+    buckets: [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 30],
+    registers: [this.registry],
+  });
   readonly snapshots = this.#counter(
     'kitefs_snapshot_count',
     'Whole databases sent to replicas, or received.',
@@ -56,7 +62,7 @@ export class Metrics {
 
   constructor(status: () => NodeStatus) {
     collectDefaultMetrics({ register: this.registry });
-    for (const [name, help, read] of NODE_GAUGES) {
+    for (const [name, help, read] of [...NODE_GAUGES, ...DURABILITY_GAUGES]) {
       this.#gauge(name, help, [], (gauge) => gauge.set(read(status())));
     }
     for (const [name, help, read] of DATABASE_GAUGES) {
@@ -103,6 +109,24 @@ const NODE_GAUGES: readonly (readonly [string, string, (status: NodeStatus) => n
     'kitefs_subscriber_count',
     'Replicas whose stream is connected to this node.',
     ({ members }) => members.filter(({ connected }) => connected).length,
+  ],
+];
+
+const DURABILITY_GAUGES: typeof NODE_GAUGES = [
+  [
+    'kitefs_commit_waiting_count',
+    'Commits that wait for replicas now.',
+    ({ durability }) => durability?.waiting ?? 0,
+  ],
+  [
+    'kitefs_durability_degraded',
+    'Databases whose commits return without the replicas that they should wait for.',
+    ({ durability }) => durability?.degraded.length ?? 0,
+  ],
+  [
+    'kitefs_sync_set_size',
+    'Nodes that may open after a failover, the primary included; 0: any candidate.',
+    ({ durability }) => durability?.syncSet.length ?? 0,
   ],
 ];
 

@@ -20,6 +20,8 @@ export interface NodeStatus {
   readonly mount: { readonly dir: string; readonly driver: string };
   readonly dataDir: string;
   readonly databases: readonly DatabaseStatus[];
+  /** How commits that wait for replicas stand; undefined when none does here. */
+  readonly durability?: DurabilityStatus | undefined;
   /** Files in the mount that are no database and stay on this node (`fuse.other-files: local`). */
   readonly otherFiles: readonly string[];
   readonly members: readonly MemberStatus[];
@@ -52,6 +54,15 @@ export interface DatabaseStatus {
   readonly check: { readonly checkedPages: number; readonly pages: number } | undefined;
   /** Why this database does not serve, or undefined. */
   readonly error: string | undefined;
+}
+
+export interface DurabilityStatus {
+  /** On the primary: node ids that may open after a failover, as in the lease record; empty: any candidate. */
+  readonly syncSet: readonly string[];
+  /** Commits that wait for replicas now. */
+  readonly waiting: number;
+  /** Databases whose commits return without the replicas that they should wait for (`on-timeout: degrade`). */
+  readonly degraded: readonly string[];
 }
 
 export interface MemberStatus {

@@ -138,6 +138,19 @@ export class DatabaseReceiver {
     });
   }
 
+  /**
+   * At the beginning of a stream: fsyncs what an earlier one has left and acknowledges it, so that the primary knows what
+   * this replica has before there is a new transaction.
+   */
+  announce(): void {
+    this.#step(0, async () => {
+      const { store } = this.#stream;
+      const at = store.position(this.name);
+      await store.sync(this.name);
+      this.#durable = at;
+    });
+  }
+
   /** The primary cannot send this database now. */
   primaryFailed(failed: DatabaseFailed__Output): void {
     this.#step(0, async () => {

@@ -17,7 +17,8 @@ const NOTHING: EpochPosition = { txid: 0n, checksum: 0n, epoch: 0n };
 /** What a sender needs of its stream. */
 export interface SenderStream {
   readonly store: ReplicationStore;
-  readonly durable: boolean;
+  /** Whether the replica is to fsync each file of this database before it acknowledges it. */
+  durable(name: string): boolean;
   /** A turn to send one message; false when the stream has ended. */
   acquire(): boolean | Promise<boolean>;
   release(): void;
@@ -400,7 +401,7 @@ export class DatabaseSender {
   }
 
   #header(file: Omit<LogFile, 'path'>) {
-    const { durable } = this.#stream;
+    const durable = this.#stream.durable(this.#name);
     return { ...toWireFile(this.#name, file), attempt: this.#attempt, durable };
   }
 

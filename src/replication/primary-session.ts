@@ -256,8 +256,7 @@ export class PrimarySession implements ReceiverStream {
     });
     const positions = this.store.announced().map((name) => this.#position(name, 0));
     this.#send({ start: { positions } });
-    // Of a database in which nothing happens the primary would not hear otherwise how far this node is.
-    for (const { database } of positions) this.changed(this.#receiver(database!));
+    for (const name of this.store.databases()) this.#receiver(name).announce();
     this.#probe();
     this.#host.connected(challenge.nodeId, this.#epoch);
   }

@@ -133,8 +133,8 @@ export class ReplicaSession implements SenderStream {
     return this.#host.options.store;
   }
 
-  get durable(): boolean {
-    return this.#host.options.durable ?? false;
+  durable(name: string): boolean {
+    return this.#host.options.durable?.(name) ?? false;
   }
 
   acquire(): boolean | Promise<boolean> {
@@ -313,6 +313,12 @@ export class ReplicaSession implements SenderStream {
   #handle(message: ToPrimary__Output): void {
     switch (message.message) {
       case 'ack':
+        // A replica that does not know this epoch has not promised to refuse the primaries before it: its word counts
+        // for nothing.
+        if (BigInt(message.epoch) < this.#epoch) {
+          const text = `An acknowledgement under epoch ${message.epoch}, the primary is at ${this.#epoch}`;
+          throw new KiteError('ERR_REPLICATION_EPOCH', text);
+        }
         return this.#acknowledge(message.ack!);
       case 'probe':
         return this.#answer(message.probe!.id);

@@ -23,8 +23,8 @@ export interface ReplicationServerOptions {
   readonly store: ReplicationStore;
   readonly role: () => PrimaryRole;
   readonly secret?: string | undefined;
-  /** Replicas fsync each file before they acknowledge it. Default false. */
-  readonly durable?: boolean;
+  /** Whether replicas fsync each file of this database before they acknowledge it. Default: of none. */
+  readonly durable?: (name: string) => boolean;
   /** An authenticated peer knows a higher epoch than this node's: somebody else is primary. */
   readonly onHigherEpoch?: (epoch: bigint) => void;
   /** A replica asks for the primary's role; rejects when it stays here, and why is told to the replica. */

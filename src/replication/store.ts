@@ -98,6 +98,8 @@ export interface ReplicationStore {
   difference(name: string, replica: ReplicaPages): Promise<SnapshotSource>;
 
   // Replica
+  /** Makes what the log of a database holds durable. */
+  sync(name: string): Promise<void>;
   /** `replacement`: the file takes the place of what does not belong to the primary's history. */
   receive(name: string, file: Omit<LogFile, 'path'>, replacement?: Replacement): Promise<IncomingFile>;
   /** Names of all databases that the primary is told of: also those of which nothing is of use. */

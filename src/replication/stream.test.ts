@@ -138,7 +138,7 @@ test('a database without a transaction is no reason to drop what the replica has
 test('acknowledgements tell what was received, made durable and applied', async () => {
   const [primary, replica] = [new MemoryStore('p'), new MemoryStore('r')];
   replica.appliesAtOnce = false;
-  const server = await peers.server(primary, { durable: true });
+  const server = await peers.server(primary, { durable: () => true });
   peers.client(replica, server.port);
   const at = primary.commit('a.db');
   const acknowledged = () => server.replicas()[0]?.databases.get('a.db');

@@ -125,6 +125,10 @@ export class MemoryStore implements ReplicationStore {
     return file;
   }
 
+  async sync(): Promise<void> {
+    await Promise.resolve();
+  }
+
   /** Retention: removes all but the newest `count` files. */
   forget(name: string, count: number): void {
     const files = this.#databases.get(name) ?? [];

@@ -49,6 +49,10 @@ export class LeaseWorld {
   readonly #dead = new Set<string>();
   readonly #knownEpoch: bigint[];
   readonly #positions: { epoch: bigint; txid: bigint }[];
+  /** Promises made to applications, each kept by every node of the sync sets that the record could then have. */
+  #promised = 0;
+  readonly #kept: number[];
+  readonly #usesSyncSets: boolean;
   #stored: VersionedRecord = { record: undefined, version: '0' };
   #versions = 0;
   #members = new Map<string, Member>();
@@ -71,6 +75,8 @@ export class LeaseWorld {
     const nodes = this.#random.pick([2, 3, 3, 4]);
     this.#knownEpoch = Array.from({ length: nodes }, () => 0n);
     this.#positions = Array.from({ length: nodes }, () => ({ epoch: 0n, txid: 0n }));
+    this.#kept = Array.from({ length: nodes }, () => 0);
+    this.#usesSyncSets = this.#random.chance(0.5);
     for (let node = 0; node < nodes; node += 1) {
       this.#time.at(this.#random.between(0, 2000), () => this.#boot(node));
     }
@@ -126,6 +132,7 @@ export class LeaseWorld {
         provesEnd: this.#provesEnd,
         remote: this.#remote,
         followed: () => random.chance(0.5),
+        powerWasCut: false,
         positions: () => ({ db: `${this.#positions[node]!.epoch}:${this.#positions[node]!.txid}` }),
       }),
       // Over ttl - margin against ttl + margin, rates may differ by a fifth.
@@ -188,6 +195,11 @@ export class LeaseWorld {
         if (event.epoch <= this.#highestWon && !this.#forgot)
           throw new Error(`epoch ${event.epoch} was won twice`);
         this.#highestWon = event.epoch;
+        if (this.#kept[node] !== this.#promised) {
+          throw new Error(
+            `${one.incarnation} won and lacks promise ${this.#promised}: it has ${this.#kept[node]}`,
+          );
+        }
         this.#knownEpoch[node] = event.epoch;
         this.#wins += 1;
         const able = !this.#faults || !this.#random.chance(0.1);
@@ -227,6 +239,30 @@ export class LeaseWorld {
     mine.txid += 1n;
     mine.epoch = epoch;
     for (const position of this.#positions) if (this.#random.chance(0.7)) Object.assign(position, mine);
+    if (!this.#usesSyncSets) return;
+    this.#promise(one);
+    this.#changeSyncSet(one, epoch);
+    // Between two renewals as well, when one that changes the set may be unanswered.
+    this.#in(one, now + this.#random.between(0, BEAT_MS), () => this.#promise(one));
+  }
+
+  /** As Durability does: a promise needs every node of every set that may be in force; who joins a set has all before. */
+  #promise(one: Process): void {
+    const sets = one.machine.syncSets;
+    if (one.openUntilMs <= this.#time.nowMs || !sets.every((set) => set.includes(`n${one.node}`))) return;
+    this.#promised += 1;
+    for (const nodeId of new Set(sets.flat())) this.#kept[Number(nodeId.slice(1))] = this.#promised;
+  }
+
+  #changeSyncSet(one: Process, epoch: bigint): void {
+    const self = `n${one.node}`;
+    if (one.machine.syncSets.length === 1 && this.#random.chance(0.3)) {
+      const others = this.#kept.flatMap((_, node) => (node % 3 === 2 || node === one.node ? [] : [node]));
+      const joining = others.filter(() => this.#random.chance(0.5));
+      for (const node of joining) this.#kept[node] = this.#promised;
+      const members = [self, ...joining.map((node) => `n${node}`)];
+      this.#in(one, this.#time.nowMs, () => this.#step(one, { kind: 'syncSet', epoch, members }));
+    }
   }
 
   // Messages
@@ -366,7 +402,8 @@ export class LeaseWorld {
       'handOff',
       'handOff',
       'release',
-      ...(this.#remote ? (['wipe', 'restore'] as const) : []),
+      // Who starts after the record was put back finds an old sync set: what it promises is not kept (docs/guarantees.md).
+      ...(this.#remote && !this.#usesSyncSets ? (['wipe', 'restore'] as const) : []),
     ]);
     this.#note(`fault ${fault} ${one.incarnation} for ${forMs}`);
     switch (fault) {
@@ -392,8 +429,11 @@ export class LeaseWorld {
       case 'restore':
         return this.#restore();
       case 'handOff': {
-        const target = `n${Math.floor(random.next() * this.#knownEpoch.length)}`;
+        const targetNode = Math.floor(random.next() * this.#knownEpoch.length);
+        const target = `n${targetNode}`;
         this.#handOffs += 1;
+        // The node sees to that before it asks for a hand-off.
+        this.#kept[targetNode] = Math.max(this.#kept[targetNode]!, this.#kept[one.node]!);
         return this.#step(one, { kind: 'leave', leave: { kind: 'handOff', target } });
       }
       default:
