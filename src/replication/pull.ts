@@ -67,20 +67,27 @@ class PullSession {
       'grpc.enable_http_proxy': 0,
     });
     this.#call = client.Replicate();
-    this.done = new Promise<void>((resolve, reject) => {
+    const ended = new Promise<void>((resolve, reject) => {
       this.#end = (error) => (error ? reject(error) : resolve());
-    }).finally(async () => {
-      clearTimeout(this.#timer);
-      this.#call.cancel();
-      client.close();
-      for (const receiver of this.#receivers.values()) await receiver.close();
     });
+    this.done = this.#closeAfter(ended, client);
     this.#call.on('data', (envelope: Envelope__Output) => this.#receive(envelope));
     this.#call.on('error', (error: ServiceError) => this.#broken(error.details));
     this.#call.on('end', () => this.#broken('it ended the stream'));
     this.#expect(ANSWER_LIMIT_MS);
     const { clusterId, nodeId } = options.store;
     this.#send({ hello: { protocol: PROTOCOL, clusterId, nodeId, nonce: this.#nonce } });
+  }
+
+  async #closeAfter(ended: Promise<void>, client: { close(): void }): Promise<void> {
+    try {
+      await ended;
+    } finally {
+      clearTimeout(this.#timer);
+      this.#call.cancel();
+      client.close();
+      for (const receiver of this.#receivers.values()) await receiver.close();
+    }
   }
 
   #broken(why: string): void {
