@@ -2,17 +2,18 @@ import { once } from 'node:events';
 import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync, readdirSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { run, TestCluster, waitFor, type TestNode } from '../helpers/cluster.js';
 
 /** What a killed daemon leaves behind, and what an application sees that the daemon supervises. */
 
 let cluster: TestCluster;
 
-beforeAll(async () => {
+// One for each test: a new node does not become primary where another one had data.
+beforeEach(async () => {
   cluster = await TestCluster.start({ nodes: 0 });
 });
-afterAll(async () => {
+afterEach(async () => {
   await cluster.stop();
 });
 
