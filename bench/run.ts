@@ -189,12 +189,8 @@ async function memory(): Promise<void> {
   for (let sample = 0; sample < 3; sample += 1) {
     await new Promise((resolve) => setTimeout(resolve, SECONDS * 900));
     for (const node of [primary, replica]) {
-      out.push({
-        sample,
-        node: node.id,
-        'daemon and children MB': Math.round((await residentKb(node)) / 1024),
-        target: 200,
-      });
+      const { daemon, applier } = await residentMb(node);
+      out.push({ sample, node: node.id, daemon, applier, 'together MB': daemon + applier, target: 200 });
     }
   }
   await writing;
@@ -202,12 +198,12 @@ async function memory(): Promise<void> {
   table('Resident memory at 500 commits/s with a database of 1 GB', out);
 }
 
-/** Resident memory of a daemon and its children. */
-async function residentKb(node: TestNode): Promise<number> {
-  const children = (await run('pgrep', ['-P', String(node.pid)])).split('\n').filter(Boolean);
-  return [String(node.pid), ...children]
-    .map((pid) => /VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1] ?? '0')
-    .reduce((sum, kb) => sum + Number(kb), 0);
+/** Resident memory of a daemon and of its applier; the guard and short-lived children do not count. */
+async function residentMb(node: TestNode): Promise<{ daemon: number; applier: number }> {
+  const megabytes = (pid: number): number =>
+    Math.round(Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]) / 1024);
+  const applier = await run('pgrep', ['-P', String(node.pid), '-f', 'applier/main']);
+  return { daemon: megabytes(node.pid), applier: megabytes(Number(applier)) };
 }
 
 async function apply(): Promise<void> {

@@ -19,6 +19,7 @@ import type {
   ToApplier,
   Unlocked,
 } from './messages.js';
+import { SMALL_YOUNG_GENERATION_FLAG } from '../util/young-generation.js';
 
 export interface ApplierOptions {
   readonly mountDir: string;
@@ -209,7 +210,7 @@ export class Applier {
     const child = fork(MAIN, [mountDir, dataDir, this.#options.arm ? 'armed' : 'plain', checkRate], {
       serialization: 'advanced',
       stdio: withoutFuse(['ignore', 'ignore', 'pipe', 'ipc'] as const),
-      execArgv: [],
+      execArgv: [SMALL_YOUNG_GENERATION_FLAG],
     });
     this.#child = child;
     if (child.stderr) {

@@ -15,6 +15,7 @@ import type {
   DifferingPages,
   PromotedDatabase,
 } from './messages.js';
+import { SMALL_YOUNG_GENERATION } from '../util/young-generation.js';
 
 export interface CaptureOptions {
   readonly dataDir: string;
@@ -86,6 +87,7 @@ export class Capture extends EventEmitter<CaptureEvents> {
       name: 'capture',
       workerData: data,
       transferList: [port2],
+      resourceLimits: SMALL_YOUNG_GENERATION,
       // Descriptors of databases pass from one thread to another here; Node's bookkeeping of them would only warn.
       trackUnmanagedFds: false,
     });

@@ -11,6 +11,7 @@ import { abortConnection, mountAt, unmount } from './mount-point.js';
 import type { MountThreadData } from './mount-thread.js';
 import type { MountOptions, Server } from './mount.js';
 import type { Waker } from './waker.js';
+import { SMALL_YOUNG_GENERATION } from '../util/young-generation.js';
 
 const IO_THREADS = 2;
 const STOP_LIMIT_MS = 5000;
@@ -47,6 +48,7 @@ export async function startKernel(
     const worker = new Worker(new URL(file, import.meta.url), {
       workerData,
       transferList,
+      resourceLimits: SMALL_YOUNG_GENERATION,
       trackUnmanagedFds: false,
     });
     worker.on('error', died);
