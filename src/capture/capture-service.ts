@@ -17,7 +17,7 @@ import { DatabaseCapture } from './database-capture.js';
 import { DatabaseCheck } from './database-check.js';
 import type { DatabaseSlot } from './gate.js';
 import { EINTR, ReplicaWaits } from './replica-waits.js';
-import type { CaptureNotice, CaptureStats, GateRequest, PromotedDatabase } from './messages.js';
+import type { CaptureNotice, GateRequest, PromotedDatabase } from './messages.js';
 import type { WrittenFile } from './ltx-file-writer.js';
 
 export interface CaptureServiceOptions {
@@ -243,10 +243,6 @@ export class CaptureService {
       if (named === name) while (this.#captureStep(slot));
     }
     return this.#databases.get(name)?.position;
-  }
-
-  stats(): CaptureStats[] {
-    return [...this.#databases.values()].map(({ name, position }) => ({ name, position }));
   }
 
   /** One bounded piece of work for a slot; whether there may be more. */

@@ -37,7 +37,6 @@ const calls: { [K in keyof CaptureCalls]: (args: CaptureCalls[K][0]) => unknown 
   pages: (args) => service.database(args.name).readCommitted(args.pgnos),
   differing: (args) => service.database(args.name).differing(args.firstPgno, args.theirs),
   removeBefore: (args) => service.database(args.name).log.removeBefore(args.txid),
-  stats: () => service.stats(),
   replicasHave: (args) => service.replicasHave(args.id, args.errno),
   stop: () => service.stop(),
 };

@@ -10,7 +10,6 @@ import type { GateEndpoint } from './gate-client.js';
 import type {
   CaptureCalls,
   CaptureNotice,
-  CaptureStats,
   CommittedPages,
   DifferingPages,
   PromotedDatabase,
@@ -150,11 +149,6 @@ export class Capture extends EventEmitter<CaptureEvents> {
   /** Retention: removes log files whose transactions are all below `txid`; never the last file. */
   removeBefore(name: string, txid: bigint): Promise<TxidRange[]> {
     return this.#call('removeBefore', { name, txid });
-  }
-
-  /** The databases that are captured now. */
-  stats(): Promise<CaptureStats[]> {
-    return this.#call('stats', {});
   }
 
   /** Ends a wait: 0, replicas have it; else the errno for the application. */

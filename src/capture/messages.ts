@@ -70,11 +70,6 @@ export interface DifferingPages {
   readonly pgnos: readonly number[];
 }
 
-export interface CaptureStats {
-  readonly name: string;
-  readonly position: EpochPosition;
-}
-
 /** Calls of the main thread: name → [arguments, result]. */
 export interface CaptureCalls {
   gate: [{ port: MessagePort }, void];
@@ -86,7 +81,6 @@ export interface CaptureCalls {
   pages: [{ name: string; pgnos: number[] }, CommittedPages];
   differing: [{ name: string; firstPgno: number; theirs: Uint32Array }, DifferingPages];
   removeBefore: [{ name: string; txid: bigint }, TxidRange[]];
-  stats: [Record<string, never>, CaptureStats[]];
   /** An answer to `awaits`. */
   replicasHave: [{ id: number; errno: number }, void];
   stop: [Record<string, never>, void];

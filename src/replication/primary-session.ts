@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import { credentials, status, type ClientDuplexStream, type ServiceError } from '@grpc/grpc-js';
+import { status, type ClientDuplexStream, type ServiceError } from '@grpc/grpc-js';
 
 import { ERRORS, type ErrorCode, KiteError, toKiteError } from '../errors.js';
 import { monotonicMs } from '../util/clock.js';
@@ -14,14 +14,14 @@ import type { ProbeAnswer__Output } from './generated/kitefs/v1/ProbeAnswer.js';
 import type { Refusal__Output } from './generated/kitefs/v1/Refusal.js';
 import type { ToPrimary } from './generated/kitefs/v1/ToPrimary.js';
 import type { ToReplica__Output } from './generated/kitefs/v1/ToReplica.js';
-import { EnvelopeMac, makeNonce } from './peer-secret.js';
+import { agree, peerClient } from './peer-call.js';
+import { type EnvelopeMac, makeNonce } from './peer-secret.js';
 import type { PrimaryHint } from './store.js';
 import {
-  CHANNEL_OPTIONS,
   DEFAULT_HEARTBEAT_MS,
   DEFAULT_SILENCE_MS,
   PROTOCOL,
-  Replication,
+  type Replication,
   checkedName,
   decodeToReplica,
   encodeToPrimary,
@@ -70,14 +70,7 @@ export class PrimarySession implements ReceiverStream {
     const { primaryAddress, store } = host.options;
     const { heartbeatMs = DEFAULT_HEARTBEAT_MS, silenceMs = DEFAULT_SILENCE_MS } = host.options;
     this.#silentBeatsMax = Math.ceil(silenceMs / heartbeatMs);
-    this.#client = new Replication(primaryAddress, credentials.createInsecure(), {
-      ...CHANNEL_OPTIONS,
-      // A connection of its own, which our own backoff opens and closes.
-      'grpc.use_local_subchannel_pool': 1,
-      'grpc.enable_retries': 0,
-      // Peers are reached directly, whatever http_proxy says.
-      'grpc.enable_http_proxy': 0,
-    });
+    this.#client = peerClient(primaryAddress);
     this.#call = this.#client.Replicate();
     this.#heartbeat = setInterval(() => this.#beat(), heartbeatMs);
     this.#call.on('data', (envelope: Envelope__Output) => this.#receive(envelope));
@@ -204,32 +197,14 @@ export class PrimarySession implements ReceiverStream {
   }
 
   #agree(challenge: Challenge__Output): void {
-    const { store, secret, primaryAddress } = this.#host.options;
-    if (challenge.protocol !== PROTOCOL) {
-      throw new KiteError(
-        'ERR_REPLICATION_VERSION',
-        `This node speaks protocol ${PROTOCOL}, ${primaryAddress} ${challenge.protocol}`,
-      );
-    }
-    if (challenge.clusterId !== store.clusterId) {
-      throw new KiteError(
-        'ERR_REPLICATION_CLUSTER',
-        `This node is of cluster ${store.clusterId}, ${primaryAddress} of ${challenge.clusterId}`,
-      );
-    }
+    const { store, secret, primaryAddress: address } = this.#host.options;
+    const { clusterId, nodeId } = store;
+    const macs = agree(challenge, { clusterId, nodeId, secret, nonce: this.#nonce, address });
     if (this.#macDown !== undefined) {
       throw new KiteError('ERR_REPLICATION_MESSAGE', 'The primary sent a second challenge');
     }
-    const transcript = {
-      protocol: PROTOCOL,
-      clusterId: store.clusterId,
-      replicaId: store.nodeId,
-      primaryId: challenge.nodeId,
-      replicaNonce: this.#nonce,
-      primaryNonce: challenge.nonce,
-    };
-    this.#macUp = new EnvelopeMac(secret, transcript, 'up');
-    this.#macDown = new EnvelopeMac(secret, transcript, 'down');
+    this.#macUp = macs.up;
+    this.#macDown = macs.down;
   }
 
   #checkEpoch(theirs: bigint): void {

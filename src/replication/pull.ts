@@ -1,22 +1,16 @@
-import { credentials, type ServiceError } from '@grpc/grpc-js';
+import type { ServiceError } from '@grpc/grpc-js';
 
 import { KiteError, toKiteError } from '../errors.js';
 import type { EpochPosition } from '../store/types.js';
 import { DatabaseReceiver, type ReceiverStream } from './database-receiver.js';
+import type { Challenge__Output } from './generated/kitefs/v1/Challenge.js';
 import type { Envelope__Output } from './generated/kitefs/v1/Envelope.js';
 import type { ToPrimary } from './generated/kitefs/v1/ToPrimary.js';
 import type { ToReplica__Output } from './generated/kitefs/v1/ToReplica.js';
-import { EnvelopeMac, makeNonce } from './peer-secret.js';
+import { agree, peerClient } from './peer-call.js';
+import { type EnvelopeMac, makeNonce } from './peer-secret.js';
 import type { ReplicationStore } from './store.js';
-import {
-  CHANNEL_OPTIONS,
-  PROTOCOL,
-  Replication,
-  checkedName,
-  decodeToReplica,
-  encodeToPrimary,
-  toWirePosition,
-} from './wire.js';
+import { PROTOCOL, checkedName, decodeToReplica, encodeToPrimary, toWirePosition } from './wire.js';
 
 /** A peer that lives answers within this; one that does not must not hold up a failover. */
 const ANSWER_LIMIT_MS = 1000;
@@ -60,12 +54,7 @@ class PullSession {
 
   constructor(options: PullOptions) {
     this.#options = options;
-    const client = new Replication(options.address, credentials.createInsecure(), {
-      ...CHANNEL_OPTIONS,
-      'grpc.use_local_subchannel_pool': 1,
-      'grpc.enable_retries': 0,
-      'grpc.enable_http_proxy': 0,
-    });
+    const client = peerClient(options.address);
     this.#call = client.Replicate();
     const ended = new Promise<void>((resolve, reject) => {
       this.#end = (error) => (error ? reject(error) : resolve());
@@ -103,7 +92,7 @@ class PullSession {
   #receive(envelope: Envelope__Output): void {
     try {
       const message = decodeToReplica(envelope.body);
-      if (message.challenge && !this.#down) this.#agree(message);
+      if (message.challenge && !this.#down) this.#agree(message.challenge);
       if (message.refusal) return this.#broken(message.refusal.text);
       if (!this.#down) throw new KiteError('ERR_REPLICATION_MESSAGE', 'a peer spoke out of turn');
       this.#down.check(envelope.body, envelope.mac);
@@ -114,21 +103,12 @@ class PullSession {
     }
   }
 
-  #agree({ challenge }: ToReplica__Output): void {
+  #agree(challenge: Challenge__Output): void {
     const { store, secret, address } = this.#options;
-    if (challenge?.clusterId !== store.clusterId) {
-      throw new KiteError('ERR_REPLICATION_CLUSTER', `${address} is of another cluster`);
-    }
-    const transcript = {
-      protocol: PROTOCOL,
-      clusterId: store.clusterId,
-      replicaId: store.nodeId,
-      primaryId: challenge.nodeId,
-      replicaNonce: this.#nonce,
-      primaryNonce: challenge.nonce,
-    };
-    this.#up = new EnvelopeMac(secret, transcript, 'up');
-    this.#down = new EnvelopeMac(secret, transcript, 'down');
+    const { clusterId, nodeId } = store;
+    const macs = agree(challenge, { clusterId, nodeId, secret, nonce: this.#nonce, address });
+    this.#up = macs.up;
+    this.#down = macs.down;
   }
 
   #handle(message: ToReplica__Output): void {

@@ -1,20 +1,17 @@
 import {
-  closeSync,
-  openSync,
   readdirSync,
   readFileSync,
-  readSync,
   renameSync,
   rmSync,
   statSync,
   truncateSync,
   writeFileSync,
-  writeSync,
 } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { databasePaths } from '../../src/store/data-directory.js';
 import { run, TestCluster, waitFor, type TestNode } from '../helpers/cluster.js';
+import { flip } from '../helpers/flip.js';
 
 /**
  * Damage found in the data directory of a node that was stopped. Each case has a database of its own; `good.db`
@@ -54,15 +51,6 @@ beforeAll(async () => {
 afterAll(async () => {
   await cluster.stop();
 });
-
-function flip(path: string, offset: number): void {
-  const fd = openSync(path, 'r+');
-  const byte = Buffer.alloc(1);
-  readSync(fd, byte, 0, 1, offset);
-  byte[0] = (byte[0] ?? 0) ^ 0xff;
-  writeSync(fd, byte, 0, 1, offset);
-  closeSync(fd);
-}
 
 const paths = (node: TestNode, name: string) => databasePaths(node.dataDir, name);
 
