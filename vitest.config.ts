@@ -22,8 +22,6 @@ export default defineConfig({
           testTimeout: 120_000,
           hookTimeout: 120_000,
           fileParallelism: false,
-          // Marked `(retry x1)` in the output: a test that needs it is a bug to be found, not one to be lived with.
-          retry: process.env['CI'] ? 1 : 0,
           pool: 'forks',
         },
       },
