@@ -167,7 +167,7 @@ async function consulAnswers(config: Config): Promise<Check> {
   const what = `lease.consul.key ${config.lease.consul.key}`;
   let adapter: LeaseAdapter | undefined;
   try {
-    adapter = openLease(config, 'doctor', 0n);
+    adapter = await openLease(config, 'doctor', 0n);
     const { record } = await adapter.read(5000);
     if (!record) return good(what, 'is empty');
     return good(what, `cluster ${record.clusterId}, primary ${record.holder?.nodeId ?? 'nobody'}`);

@@ -107,9 +107,26 @@ export class Node implements NodeApi {
     await rm(tmpDir, { recursive: true, force: true });
     await mkdir(tmpDir, { recursive: true });
     const nodeId = this.#data.node.nodeId;
-    const adapter = openLease(config, nodeId, this.#data.node.epoch);
+    const adapter = await openLease(config, nodeId, this.#data.node.epoch);
     this.#undo.push(() => adapter.close());
     const { clusterId, foundedWith } = await joinCluster(this.#data, config, adapter);
+
+    // Forked first: a process takes as long to load as capture and the mount take to start.
+    const starting = Applier.start({
+      mountDir: config.fuse.dir,
+      dataDir: config.data.dir,
+      checkBytesPerSecond: config.data.checkRateBytes,
+      logger: this.#logger,
+      // The kernel driver knows it by its pid; announced opens need O_SYNC, which costs an fsync per write.
+      ...(config.fuse.driver === 'fuse-native' && { arm: (names) => this.#mount.armApplier({ names }) }),
+      onStart: async (pid) => await this.#mount?.armApplier({ pid }),
+      onRestart: () => {
+        this.#metrics.applierRestarts.inc();
+        this.#store.applierRestarted();
+      },
+      onEvent: (event) => this.#onApplierEvent(event),
+    });
+    this.#undo.push(async () => await (await starting).stop());
 
     this.#capture = await Capture.start({
       dataDir: config.data.dir,
@@ -155,20 +172,8 @@ export class Node implements NodeApi {
     this.#undo.push(() => this.#mount.stop());
     await this.#capture.setWaker(this.#mount.waker.buffer);
 
-    this.#applier = await Applier.start({
-      mountDir: dir,
-      dataDir: config.data.dir,
-      checkBytesPerSecond: config.data.checkRateBytes,
-      logger: this.#logger,
-      // The kernel driver knows it by its pid; announced opens need O_SYNC, which costs an fsync per write.
-      ...(driver === 'fuse-native' && { arm: (names) => this.#mount.armApplier({ names }) }),
-      onStart: (pid) => this.#mount.armApplier({ pid }),
-      onRestart: () => {
-        this.#metrics.applierRestarts.inc();
-        this.#store.applierRestarted();
-      },
-      onEvent: (event) => this.#onApplierEvent(event),
-    });
+    this.#applier = await starting;
+    if (this.#applier.pid !== undefined) await this.#mount.armApplier({ pid: this.#applier.pid });
     this.#undo.push(() => this.#applier.stop());
 
     this.#roles = new RoleSwitch({
@@ -277,7 +282,7 @@ export class Node implements NodeApi {
       {
         databases: () => this.#store.databases(),
         position: (name) => this.#store.appliedPosition(name),
-        removeBefore: async (name, txid) => this.#store.removeBefore(name, txid),
+        removeBefore: (name, txid) => this.#store.removeBefore(name, txid),
         trimTo: (name, maxBytes) => this.#store.trimTo(name, maxBytes),
       },
       config.data.retentionMs,
