@@ -1,4 +1,4 @@
-import { Crc64, MAX_PAGE_BYTES, PageCrc } from './crc64.js';
+import { Crc64, PageCrc } from './crc64.js';
 
 /**
  * Checksums of pages and databases, as LTX defines them: a page's is bit 63 and the CRC-64/ISO of its number
@@ -6,8 +6,6 @@ import { Crc64, MAX_PAGE_BYTES, PageCrc } from './crc64.js';
  * Nothing here uses a bigint per page: a checksum is two uint32 halves.
  */
 
-const scratchBytes = Buffer.alloc(MAX_PAGE_BYTES);
-const scratchWords = new Int32Array(scratchBytes.buffer, scratchBytes.byteOffset, MAX_PAGE_BYTES / 4);
 const crc = new Crc64();
 const pageCrcs = new Map<number, PageCrc>();
 
@@ -18,9 +16,7 @@ const pageCrcs = new Map<number, PageCrc>();
 export function pageChecksumInto(pgno: number, page: Uint8Array, out: Uint32Array, at: number): void {
   let pageCrc = pageCrcs.get(page.length);
   if (!pageCrc) pageCrcs.set(page.length, (pageCrc = new PageCrc(page.length)));
-  // A page in a caller's buffer need not lie on a word's boundary; a copy is cheaper than reading it so.
-  scratchBytes.set(page);
-  pageCrc.compute(scratchWords);
+  pageCrc.compute(page);
   checksumOfCrc(pgno, pageCrc, out, at);
 }
 

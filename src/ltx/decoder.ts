@@ -16,7 +16,8 @@ import {
 } from './format.js';
 import { LtxInput } from './input.js';
 import { LZ4_FRAME_MAGIC, Lz4FrameReader } from './lz4-frame.js';
-import { areaOf, blockBound, compressBlock, decompressBlock, SLACK_BYTES, type ByteArea } from './lz4.js';
+import { areaOf, blockBound, decompressBlock, SLACK_BYTES, type ByteArea } from './lz4.js';
+import { compressPage } from './page-codec.js';
 import { INDEX_ENTRY_BYTES, putIndexEntry } from './page-index.js';
 import { PageOrder } from './page-order.js';
 
@@ -57,7 +58,6 @@ export class LtxDecoder {
   pageCount = 0;
   readonly #input: LtxInput;
   readonly #pageArea: ByteArea;
-  readonly #pageWords: Int32Array;
   readonly #pageCrc: PageCrc;
   readonly #crc = new Crc64();
   readonly #checksum = new Uint32Array(2);
@@ -68,8 +68,8 @@ export class LtxDecoder {
   readonly #frames: Lz4FrameReader | undefined;
   readonly #stream: boolean;
   readonly #pageHeader: Buffer;
-  /** Where `exact` compresses each page again. */
-  readonly #again: ByteArea | undefined;
+  /** Whether each page is compressed again and compared. */
+  readonly #exact: boolean;
   /** What the index must be, by length and CRC, so that memory does not grow with it. */
   readonly #indexEntry = Buffer.allocUnsafe(INDEX_ENTRY_BYTES);
   readonly #indexCrc = new Crc64();
@@ -93,14 +93,12 @@ export class LtxDecoder {
       this.#frames = new Lz4FrameReader(input);
     if (lz4Stream) this.#frames?.begin();
 
-    // A buffer of its own, so that the page is aligned and can be read as words.
     this.#pageArea = areaOf(Buffer.allocUnsafeSlow(header.pageSize + SLACK_BYTES));
     this.page = this.#pageArea.bytes.subarray(0, header.pageSize);
-    this.#pageWords = new Int32Array(this.page.buffer);
     this.#pageCrc = new PageCrc(header.pageSize);
     this.#order.begin(header);
     if (isSnapshot(header) && !header.noChecksum) this.#database = new DatabaseChecksum();
-    if (options.exact) this.#again = areaOf(Buffer.allocUnsafe(blockBound(header.pageSize) + SLACK_BYTES));
+    this.#exact = options.exact ?? false;
   }
 
   static fromBuffer(bytes: Uint8Array, options: DecodeOptions = {}): LtxDecoder {
@@ -144,7 +142,7 @@ export class LtxDecoder {
 
     this.pgno = pgno;
     this.pageCount++;
-    this.#pageCrc.compute(this.#pageWords);
+    this.#pageCrc.compute(this.page);
     this.#crc.updatePage(this.#pageCrc);
     checksumOfCrc(pgno, this.#pageCrc, this.#checksum, 0);
     this.checksumHigh = this.#checksum[0]!;
@@ -177,9 +175,7 @@ export class LtxDecoder {
     if (decompressBlock(area, at, at + size, this.#pageArea, 0, pageSize) !== pageSize)
       throw damaged(`page ${pgno} of an LTX file, which does not decompress to a page`);
     input.at += size;
-    if (!this.#again) return;
-    const againSize = compressBlock(this.#pageArea, pageSize, this.#again, 0);
-    if (againSize !== size || area.bytes.compare(this.#again.bytes, 0, size, at, at + size) !== 0)
+    if (this.#exact && area.bytes.compare(compressPage(this.page), 0, undefined, at, at + size) !== 0)
       throw damaged(`page ${pgno} of an LTX file, which was compressed by another writer or changed`);
   }
 

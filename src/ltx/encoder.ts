@@ -1,6 +1,6 @@
 import { KiteError } from '../errors.js';
 import { checksumOfCrc, joinHalves } from './checksum.js';
-import { Crc64, MAX_PAGE_BYTES, PageCrc } from './crc64.js';
+import { Crc64, PageCrc } from './crc64.js';
 import {
   brokenTrailerRule,
   CHECKSUM_FLAG,
@@ -14,7 +14,8 @@ import {
   type LtxHeaderFields,
   type LtxTrailer,
 } from './format.js';
-import { areaOf, blockBound, compressBlock, SLACK_BYTES } from './lz4.js';
+import { blockBound } from './lz4.js';
+import { compressPage } from './page-codec.js';
 import { PageOrder } from './page-order.js';
 import { INDEX_ENTRY_BYTES, putIndexEntry } from './page-index.js';
 
@@ -43,11 +44,7 @@ const invalid = (what: string): KiteError => new KiteError('ERR_LTX_INVALID', wh
  * per page. Every call throws ERR_LTX_INVALID for what the format forbids; the next `begin` then starts afresh.
  */
 export class LtxEncoder {
-  readonly #chunkArea = areaOf(Buffer.allocUnsafeSlow(CHUNK_BYTES + SLACK_BYTES));
-  readonly #chunk = this.#chunkArea.bytes;
-  /** The page at hand, aligned, so that it can be read as words. */
-  readonly #page = areaOf(Buffer.allocUnsafeSlow(MAX_PAGE_BYTES));
-  readonly #pageWords = new Int32Array(this.#page.bytes.buffer);
+  readonly #chunk = Buffer.allocUnsafeSlow(CHUNK_BYTES);
   readonly #crc = new Crc64();
   #pageCrc = new PageCrc(4096);
   #pageSize = 4096;
@@ -96,15 +93,14 @@ export class LtxEncoder {
     if (this.#filled + FRAME_OVERHEAD_BYTES + this.#bound > CHUNK_BYTES) this.#flush();
     const chunk = this.#chunk;
     const start = this.#filled;
-    this.#page.bytes.set(page);
     const blockStart = start + FRAME_OVERHEAD_BYTES;
-    const size = compressBlock(this.#page, this.#pageSize, this.#chunkArea, blockStart);
+    const size = compressPage(page).copy(chunk, blockStart);
     chunk.writeUInt32BE(pgno, start);
     chunk.writeUInt16BE(PAGE_FLAG_BLOCK, start + 4);
     chunk.writeUInt32BE(size, start + PAGE_HEADER_BYTES);
     this.#filled = blockStart + size;
 
-    this.#pageCrc.compute(this.#pageWords);
+    this.#pageCrc.compute(page);
     this.#crc.update(chunk, start, blockStart);
     this.#crc.updatePage(this.#pageCrc);
     if (out) checksumOfCrc(pgno, this.#pageCrc, out, at);
