@@ -78,20 +78,23 @@ function startOf(log: Log): EpochPosition | undefined {
   return { txid: first.minTxid - 1n, checksum: first.preApplyChecksum, epoch: first.epoch };
 }
 
+/** The newest file of a log that deletes the database: what follows it makes the database from nothing. */
+export const lastDeletion = (log: Log): LogFile | undefined =>
+  filesOf(log).findLast(({ commitPages }) => commitPages === 0);
+
+function filesOf(log: Log): readonly LogFile[] {
+  const first = log.firstFile;
+  return (first && log.filesAfter({ txid: first.minTxid - 1n, checksum: first.preApplyChecksum })) ?? [];
+}
+
 const endOf = (file: LogFile): Candidate => ({
   position: { txid: file.maxTxid, checksum: file.postApplyChecksum, epoch: file.epoch },
   pages: file.commitPages,
 });
 
 function wholeLog(log: Log): Candidate[] {
-  const first = log.firstFile;
-  if (!first) return [];
-  const before = { txid: first.minTxid - 1n, checksum: first.preApplyChecksum };
   const start = startOf(log);
-  return [
-    ...(start ? [{ position: start, pages: undefined }] : []),
-    ...(log.filesAfter(before) ?? []).map(endOf),
-  ];
+  return [...(start ? [{ position: start, pages: undefined }] : []), ...filesOf(log).map(endOf)];
 }
 
 /** The newest candidate that the checksums are those of, with either journal mode in page 1. */

@@ -4,6 +4,7 @@ import { KiteError, toKiteError } from '../errors.js';
 
 import { databasePaths, type DatabasePaths } from '../store/data-directory.js';
 import { Log } from '../store/log.js';
+import { syncFiles } from '../store/log-sync.js';
 import { PageChecksums, type JournalVersions } from '../store/page-checksums.js';
 import type { EpochPosition, LogFile } from '../store/types.js';
 import { monotonicMs } from '../util/clock.js';
@@ -12,7 +13,7 @@ import { mountPath, type ApplierContext } from './context.js';
 import { createDatabase, emptyFirstPage, removeDatabase } from './database-files.js';
 import { follows, positionAfter, readTransaction, SMALL_FILE_BYTES } from './incoming.js';
 import { writeSnapshot } from './keep.js';
-import { checksumsOf, locatePosition, placeInLog, type Located } from './locate-position.js';
+import { checksumsOf, lastDeletion, locatePosition, placeInLog, type Located } from './locate-position.js';
 import type { AppliedChecksums, AppliedDatabase } from './messages.js';
 import { PageReader } from './page-reader.js';
 import { ReplicaCheck, type ReplicaCheckResult } from './replica-check.js';
@@ -207,6 +208,9 @@ export class ReplicaDatabase {
     this.stop();
     this.#ready = false;
     await this.#draining;
+    // With the mark removed the saved checksums are believed, also when an application keeps the WAL in use and the power is
+    // cut: then the pages that they are of must be there.
+    if (this.#state && this.#connection) await this.#syncFiles();
     this.#save();
     if (this.#state && this.#connection) {
       await this.#release();
@@ -256,7 +260,7 @@ export class ReplicaDatabase {
     fs.mkdirSync(directory, { recursive: true });
     const size = fs.statSync(mountPath(this.#context, this.#name), { throwIfNoEntry: false })?.size ?? 0;
     if (size === 0) {
-      this.#state = nothing(Log.open(ltx, { repair: false }).lastFile);
+      this.#state = nothing(lastDeletion(Log.open(ltx, { repair: false })));
       return;
     }
     const trusted = markServed(directory);
@@ -268,10 +272,12 @@ export class ReplicaDatabase {
       this.#state = located && { ...located, pageSize: pages.pageSize };
       this.#vacuumsAtCommit = vacuumsAtCommit(pages.read(1));
     });
-    if (!this.#state && log.lastFile?.commitPages === 0) {
-      // Ended in the middle of a removal: it was emptied, which is no position of the log, and is still there.
+    const deletion = this.#state ? undefined : lastDeletion(log);
+    if (deletion) {
+      // Ended in the middle of a removal, when it was emptied, or made anew after one and then lost with the power: neither is a
+      // position of the log, which has all that came after the deletion.
       await this.#remove();
-      this.#state = nothing(log.lastFile);
+      this.#state = nothing(deletion);
     }
   }
 
@@ -453,6 +459,12 @@ export class ReplicaDatabase {
     this.#saveDue = false;
   }
 
+  /** In the data directory: the mount would do the same with more steps. */
+  async #syncFiles(): Promise<void> {
+    const { directory, wal, database } = this.#paths;
+    await syncFiles(directory, [wal, database]);
+  }
+
   async #release(): Promise<void> {
     // It has locks of its own in this process, which closing our descriptors would give up.
     await this.#checkpointing;
@@ -465,9 +477,9 @@ export class ReplicaDatabase {
 const nowhere = (checksum: bigint): EpochPosition => ({ txid: 0n, checksum, epoch: 0n });
 const isNowhere = ({ position, checksums }: State): boolean => position.txid === 0n && checksums.pages > 0;
 
-/** Where a database stands that does not exist: at its deletion, when the log ends with one. */
-function nothing(last: LogFile | undefined): State {
-  const position = last?.commitPages === 0 ? positionAfter(last) : { txid: 0n, checksum: 0n, epoch: 0n };
+/** Where a database stands that does not exist: at its deletion, when there was one. */
+function nothing(deletion: LogFile | undefined): State {
+  const position = deletion ? positionAfter(deletion) : { txid: 0n, checksum: 0n, epoch: 0n };
   const checksums = new PageChecksums();
   return { position, checksums, journalVersions: { write: 1, read: 1 }, pageSize: 0 };
 }

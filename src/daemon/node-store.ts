@@ -37,6 +37,7 @@ import { encodeDatabaseName } from '../store/database-name.js';
 import { Log, type LogFileMeta } from '../store/log.js';
 import { lostAfter } from '../store/lost-after.js';
 import { LostAndFound } from '../store/lost-and-found.js';
+import { syncFiles } from '../store/log-sync.js';
 import { formatChecksums } from '../store/page-difference.js';
 import type { EpochPosition, LogFile } from '../store/types.js';
 import { ApplyQueue } from './apply-queue.js';
@@ -318,6 +319,12 @@ export class NodeStore implements ReplicationStore {
     await this.#entries.get(name)?.log.sync();
   }
 
+  isGrounded(name: string): boolean {
+    const entry = this.#entries.get(name);
+    if (!entry || entry.needsSnapshot) return false;
+    return !exists(entry) || entry.log.beginsWithDatabase || entry.applied !== undefined;
+  }
+
   async receive(name: string, meta: LogFileMeta, replacement?: Replacement): Promise<IncomingFile> {
     const entry = this.#entry(name);
     const replaces = replacement?.difference === true || (meta.minTxid === 1n && entry.log.lastPosition);
@@ -472,16 +479,20 @@ export class NodeStore implements ReplicationStore {
   }
 
   /** Retention: removes log files whose transactions are all below `txid`, applied and not on their way to a replica. */
-  removeBefore(name: string, txid: bigint): void {
-    this.#entries.get(name)?.log.removeBefore(txid);
+  async removeBefore(name: string, txid: bigint): Promise<void> {
+    const log = this.#entries.get(name)?.log;
+    if (!log?.endsBefore(txid)) return;
+    const durable = await this.#durableTxid(name, log);
+    if (durable !== undefined) log.removeBefore(durable < txid ? durable + 1n : txid);
   }
 
   /** Retention by size: also what a replica that lags still has to get; what this node has to apply stays. */
-  trimTo(name: string, maxBytes: number): void {
+  async trimTo(name: string, maxBytes: number): Promise<void> {
     const log = this.#entries.get(name)?.log;
-    const applied = this.appliedPosition(name);
-    if (!log || !applied) return;
-    const { count, wasHeld } = log.trimTo(maxBytes, applied.txid);
+    if (!log?.exceeds(maxBytes)) return;
+    const durable = await this.#durableTxid(name, log);
+    if (durable === undefined) return;
+    const { count, wasHeld } = log.trimTo(maxBytes, durable);
     if (!wasHeld) return;
     this.#events.add(
       'log-cut',
@@ -495,6 +506,26 @@ export class NodeStore implements ReplicationStore {
   }
 
   // --- inside
+
+  /**
+   * Makes what has been applied durable in the database's own files; returns up to where that is in the log, or undefined.
+   * The applier fsyncs nothing but by a checkpoint, because the log has it all: so the log may not begin later, nor be replaced
+   * by a difference, before this. A power cut would leave a database that no file of the log follows.
+   */
+  async #durableTxid(name: string, log: Log): Promise<bigint | undefined> {
+    const at = this.appliedPosition(name);
+    // Not of this log: one that has just taken the place of another, and was not applied yet.
+    if (!at || !log.contains(at)) return undefined;
+    // A deletion stays as long as nothing of what follows it is there: that begins with nothing.
+    if (this.#entries.get(name)?.applied?.pageCount === 0) return undefined;
+    await this.#syncDatabase(name);
+    return log.contains(at) ? at.txid : undefined;
+  }
+
+  async #syncDatabase(name: string): Promise<void> {
+    const { directory, journal, wal, database } = databasePaths(this.#data.path, name);
+    await syncFiles(directory, [journal, wal, database]);
+  }
 
   #entry(name: string): Entry {
     return this.#entries.get(name) ?? this.#openEntry(name, { repair: false });
@@ -598,6 +629,8 @@ export class NodeStore implements ReplicationStore {
       if (now?.checksum !== meta.preApplyChecksum) {
         throw new KiteError('ERR_REPLICATION_ORDER', `${name} is not what the difference is to`);
       }
+      // From here on the log may hold only what differs: what the pages are now is then nowhere else.
+      await this.#syncDatabase(name);
     }
     const lost = last && this.#lostAfter(entry, last, meta, fork);
     if (last && lost !== undefined) await this.#setAside(entry, last, lost, meta);

@@ -4,7 +4,7 @@ export interface RetainedLog {
   position(name: string): { readonly txid: bigint } | undefined;
   removeBefore(name: string, txid: bigint): Promise<void>;
   /** Removes the oldest files until the log is this small, also those that a replica still has to get. */
-  trimTo(name: string, maxBytes: number): void;
+  trimTo(name: string, maxBytes: number): Promise<void>;
 }
 
 /**
@@ -37,7 +37,7 @@ export class Retention {
       let oldEnd: bigint | undefined;
       while (seen[0] && seen[0].atMs <= nowMs - this.#retentionMs) oldEnd = seen.shift()?.txid;
       if (oldEnd !== undefined) await this.#log.removeBefore(name, oldEnd);
-      this.#log.trimTo(name, this.#maxBytes);
+      await this.#log.trimTo(name, this.#maxBytes);
     }
   }
 }

@@ -78,7 +78,7 @@ export class DatabaseReceiver {
       database: this.name,
       consumedBytes: String(this.#consumedBytes),
       received: toWirePosition(this.name, store.position(this.name)),
-      durable: toWirePosition(this.name, this.#durable),
+      durable: toWirePosition(this.name, store.isGrounded(this.name) ? this.#durable : undefined),
       applied: toWirePosition(this.name, store.appliedPosition(this.name)),
     };
   }

@@ -100,6 +100,11 @@ export interface ReplicationStore {
   // Replica
   /** Makes what the log of a database holds durable. */
   sync(name: string): Promise<void>;
+  /**
+   * Whether what the log holds can be had from this disk: the log begins with the whole database, or the database was found
+   * to stand in it. If not, an fsync of its files is worth nothing to whoever counts on it.
+   */
+  isGrounded(name: string): boolean;
   /** `replacement`: the file takes the place of what does not belong to the primary's history. */
   receive(name: string, file: Omit<LogFile, 'path'>, replacement?: Replacement): Promise<IncomingFile>;
   /** Names of all databases that the primary is told of: also those of which nothing is of use. */

@@ -108,6 +108,11 @@ export class Log {
     return this.#entries.length > 0 ? this.#file(0) : undefined;
   }
 
+  /** Whether the log alone makes the database: it begins with all of it. */
+  get beginsWithDatabase(): boolean {
+    return this.#entries[0]?.minTxid === 1n;
+  }
+
   /** How many files there are. */
   get fileCount(): number {
     return this.#entries.length;
@@ -219,6 +224,16 @@ export class Log {
     );
   }
 
+  /** Whether there is a file of which retention can think that all of it is below `txid`: the last one always stays. */
+  endsBefore(txid: bigint): boolean {
+    return this.#entries.length > 1 && this.#entries[0]!.maxTxid < txid;
+  }
+
+  /** Whether there are older files than the newest ones that are within `maxBytes` together. */
+  exceeds(maxBytes: number): boolean {
+    return this.#newestWithin(maxBytes) > 0;
+  }
+
   /** Keeps the files after `afterTxid` from `removeBefore` until released. */
   hold(afterTxid: bigint): LogHold {
     const held = { afterTxid };
@@ -255,14 +270,10 @@ export class Log {
    * somebody held one of them.
    */
   trimTo(maxBytes: number, lastTxid: bigint): { readonly count: number; readonly wasHeld: boolean } {
-    let bytes = 0;
-    let first = this.#entries.length;
-    while (first > 0) {
-      bytes += this.#sizeOf(this.#entries[first - 1]!);
-      if (bytes > maxBytes && first < this.#entries.length) break;
-      first -= 1;
-    }
-    const removed = this.#entries.splice(0, Math.min(first, this.#firstAfter(lastTxid)));
+    const removed = this.#entries.splice(
+      0,
+      Math.min(this.#newestWithin(maxBytes), this.#firstAfter(lastTxid)),
+    );
     this.#removeLater(removed.map((entry) => join(this.#directory, ltxFileName(entry))));
     const end = removed.at(-1)?.maxTxid ?? 0n;
     return { count: removed.length, wasHeld: [...this.#holds].some((held) => held.afterTxid < end) };
@@ -509,6 +520,18 @@ export class Log {
         if (this.#doomed.delete(path) && isRenamed(path, temporary)) await unlink(temporary).catch(() => {});
       }
     });
+  }
+
+  /** Index of the first of the newest files that are within `maxBytes` together; the last one is, whatever its size. */
+  #newestWithin(maxBytes: number): number {
+    let bytes = 0;
+    let first = this.#entries.length;
+    while (first > 0) {
+      bytes += this.#sizeOf(this.#entries[first - 1]!);
+      if (bytes > maxBytes && first < this.#entries.length) break;
+      first -= 1;
+    }
+    return first;
   }
 
   #lowerSynced(txid: bigint): void {

@@ -48,6 +48,7 @@ export class MemoryStore implements ReplicationStore {
   bytesRead = 0;
   snapshots = 0;
   appliesAtOnce = true;
+  grounded = true;
   /** Awaited before each write of a database's bytes. */
   readonly writeGate = new Map<string, Promise<void>>();
   /** Changes bytes as they are read from the log. */
@@ -86,6 +87,10 @@ export class MemoryStore implements ReplicationStore {
 
   appliedPosition(name: string): EpochPosition | undefined {
     return this.#applied.get(name);
+  }
+
+  isGrounded(): boolean {
+    return this.grounded;
   }
 
   subscribe(listener: (change: StoreChange) => void): () => void {
