@@ -5,6 +5,7 @@ import { HandOffLocks } from './hand-off-locks.js';
 import { makeJournalMode, recoverDatabase } from './journal-mode.js';
 import type { AppliedDatabase, ApplierCall } from './messages.js';
 import { ReplicaDatabase } from './replica-database.js';
+import { readWal } from './read-wal.js';
 
 /** What the applier process does, call by call. Calls of one database wait for one another, others do not. */
 export class ApplierServer {
@@ -56,6 +57,8 @@ export class ApplierServer {
         );
       case 'drop':
         return await this.#drop(call.args.name);
+      case 'readWal':
+        return await readWal(context, call.args.name, call.args.sizeBytes);
       default:
         throw new Error(`no such call: ${JSON.stringify(call satisfies never)}`);
     }
@@ -78,7 +81,6 @@ export class ApplierServer {
         this.#open.delete(name);
         throw error;
       }
-      this.#context.check.add(name, (maxBytes) => database.check(maxBytes));
       return database;
     });
   }

@@ -167,8 +167,19 @@ export class ReplicaDatabase {
     });
   }
 
+  /**
+   * Begins the full check, once there is something to check. Not before: opened at no position of the log, it has nothing that its
+   * pages could be compared with until a snapshot has come, and a check that begins in between would have ended with nothing.
+   */
+  #beginCheck(): void {
+    const pages = this.#state?.checksums.pages ?? 0;
+    if (this.#check || pages === 0) return;
+    this.#check = new ReplicaCheck(pages);
+    this.#context.check.add(this.#name, (maxBytes) => this.#checkSome(maxBytes));
+  }
+
   /** Asks for a step of the full check; returns whether there is more to do. */
-  check(maxBytes: number): boolean {
+  #checkSome(maxBytes: number): boolean {
     if (!this.#ready) return false;
     // Between two turns: in one of them the checksums are ahead of the database, and the connection holds the lock. It
     // is not waited for: a turn may wait for a lock, and the checks of other databases go on.
@@ -178,8 +189,7 @@ export class ReplicaDatabase {
   }
 
   #checkPiece(maxBytes: number): boolean {
-    if (!this.#ready || !this.#connection || !this.#state) return false;
-    this.#check ??= new ReplicaCheck(this.#state.checksums.pages);
+    if (!this.#ready || !this.#connection || !this.#state || !this.#check) return false;
     let result: ReplicaCheckResult;
     try {
       result = this.#check.step(this.#connection, this.#state, maxBytes);
@@ -253,6 +263,7 @@ export class ReplicaDatabase {
       this.#logError = error;
     }
     this.#ready = true;
+    this.#beginCheck();
   }
 
   async #locate(): Promise<void> {
@@ -429,6 +440,7 @@ export class ReplicaDatabase {
       throw new KiteError('ERR_LTX_DAMAGED', `${file.path} has no page 1 and nothing is before it`);
     if (firstPage) this.#vacuumsAtCommit = vacuumsAtCommit(firstPage);
     this.#state = { position: positionAfter(file), checksums, journalVersions, pageSize: file.pageSize };
+    this.#beginCheck();
   }
 
   #maybeCheckpoint(): void {
