@@ -172,6 +172,11 @@ export class Applier {
     return this.#call('drop', { name });
   }
 
+  /** Reads up to `sizeBytes` of a database's `-wal`, so that the kernel has its pages (see read-wal.ts). */
+  readWal(name: string, sizeBytes: number): Promise<void> {
+    return this.#call('readWal', { name, sizeBytes });
+  }
+
   /** Closes all databases and ends the process; kills it when that takes longer than 10 s. */
   async stop(): Promise<void> {
     if (this.#stopping) return;

@@ -46,6 +46,7 @@ export interface ApplierCalls {
   unlock: [Record<string, never>, void];
   export: [{ name: string; path: string }, void];
   import: [{ name: string; path: string }, void];
+  readWal: [{ name: string; sizeBytes: number }, void];
   drop: [{ name: string }, void];
 }
 

@@ -6,11 +6,7 @@ import type { LeaseAdapter } from '../lease/types.js';
 import { staticClusterId } from './cluster-id.js';
 
 /** The adapter of `lease.type`. */
-export async function openLease(
-  config: Config,
-  nodeId: string,
-  highestEpoch: bigint,
-): Promise<LeaseAdapter> {
+export async function openLease(config: Config, nodeId: string, highestEpoch: bigint): Promise<LeaseAdapter> {
   switch (config.lease.type) {
     case 'local':
       return openLocalLease({ path: config.lease.path, nodeId });

@@ -608,6 +608,11 @@ export class Node implements NodeApi {
       case 'error':
         this.#logger.error(event.message);
         break;
+      case 'walReused':
+        // Not done, commits are no worse than before. fuse-native forgets what it knows at each open.
+        if (this.#config.fuse.driver === 'kernel')
+          this.#applier.readWal(event.name, event.sizeBytes).catch(() => {});
+        break;
       default:
         this.#logger.debug({ ...event }, `database ${event.type}`);
     }

@@ -19,6 +19,9 @@ export type DatabaseFileKind = 'database' | 'wal' | 'journal';
 /** A copy that is whole and at rest this long is adopted though its writer still has it open. */
 const IDLE_MS = 1000;
 
+/** Of a WAL that grew larger than this the rest is not worth its memory in the kernel. */
+const WAL_KNOWN_MAX_BYTES = 16 << 20;
+
 /** Who writes: the applier may change a replica. */
 export interface Writer {
   readonly privileged: boolean;
@@ -50,6 +53,8 @@ export class DatabaseFiles {
   readonly #wal = new WalTracker();
   readonly #walPages: WalPages;
   readonly #journal = new JournalTracker();
+  /** How much of `-wal` the kernel was made to know, bytes. */
+  #walKnownBytes = 0;
   /** The application syncs: what destroys log bytes must be durable elsewhere first. */
   #durable = false;
   readonly #waitsForReplicas: boolean;
@@ -176,6 +181,7 @@ export class DatabaseFiles {
     }
     const perform = (bytes: Buffer): void => {
       writeFully(fd, bytes, offset);
+      if (offset < WAL_HEADER_BYTES) this.#walReused(fd);
       const end = this.#wal.wrote(offset, bytes);
       // Asked again before the answer: a commit that is answered after the deadline could be lost (trap 10).
       if (!this.#mayChange(by)) return answer(Errno.EIO);
@@ -195,6 +201,14 @@ export class DatabaseFiles {
     gate.beforeWalChange(this.slot, { ...destroyed, durable: this.#takeDurable() }, (errno) =>
       errno === 0 ? guarded(answer, () => perform(copy)) : answer(errno),
     );
+  }
+
+  /** A WAL begins again from its start: what is behind that will be written over, and is worth being known to the kernel. */
+  #walReused(fd: number): void {
+    const sizeBytes = Math.min(fs.fstatSync(fd).size, WAL_KNOWN_MAX_BYTES);
+    if (sizeBytes <= Math.max(this.#walKnownBytes, WAL_HEADER_BYTES)) return;
+    this.#walKnownBytes = sizeBytes;
+    this.#services.walReused(this.name, sizeBytes);
   }
 
   /** The last write of a commit is not answered before replicas have it: no reader sees the commit until then. */
@@ -242,12 +256,17 @@ export class DatabaseFiles {
 
   // --- Cutting off and removing
 
+  #walCut(sizeBytes: number): void {
+    this.#wal.truncated(sizeBytes);
+    this.#walKnownBytes = Math.min(this.#walKnownBytes, sizeBytes);
+  }
+
   truncate(kind: DatabaseFileKind, sizeBytes: number, by: Writer, answer: Answer): void {
     const current = sizeOf(this.path(kind));
     if (kind === 'database') return this.#truncateDatabase(current, sizeBytes, by, answer);
     const perform = (): void => {
       fs.truncateSync(this.path(kind), sizeBytes);
-      if (kind === 'wal') this.#wal.truncated(sizeBytes);
+      if (kind === 'wal') this.#walCut(sizeBytes);
       else this.#journal.truncated(sizeBytes);
       answer(0);
     };
@@ -300,7 +319,7 @@ export class DatabaseFiles {
     if (kind === 'wal') {
       return this.#shortenWal('unlink', 0, by, answer, () => {
         perform();
-        this.#wal.truncated(0);
+        this.#walCut(0);
         answer(0);
       });
     }

@@ -17,6 +17,7 @@ let dataDir: string;
 let control: ControlBlock;
 let files: FileSystem;
 /** Called by capture before it answers. */
+let reused: number[];
 let captured: () => void;
 
 beforeEach(() => {
@@ -25,6 +26,7 @@ beforeEach(() => {
   control.state = MountState.primary;
   control.deadlineNs = process.hrtime.bigint() + 3600n * SECOND_NS;
   captured = () => undefined;
+  reused = [];
   const gate: CaptureGate = {
     slotOf: () => 0,
     walCommitted: () => captured(),
@@ -54,6 +56,7 @@ beforeEach(() => {
     created: nothing,
     dropped: nothing,
     renamed: nothing,
+    walReused: (_name, sizeBytes) => reused.push(sizeBytes),
     wantTicks: nothing,
     error: nothing,
   };
@@ -131,21 +134,44 @@ describe('the file system', () => {
     expect(fs.existsSync(path.join(dataDir, 'dbs', 'a.db', 'database-journal'))).toBe(true);
   });
 
+  it('says that a WAL is used again from its start, once for each size that it had', () => {
+    create('a.db');
+    const wal = create('a.db-wal');
+    const bytes = walHeader();
+    const restart = (grownTo: number): number[] => {
+      write(wal, Buffer.alloc(24), grownTo - 24);
+      write(wal, bytes);
+      return reused.splice(0);
+    };
+    write(wal, bytes);
+    expect(reused).toEqual([]);
+    expect(restart(5000)).toEqual([5000]);
+    expect(restart(5000)).toEqual([]);
+    expect(restart(9000)).toEqual([9000]);
+    files.setAttributes(wal.node, { size: 0 }, CALLER, wal, () => undefined);
+    write(wal, bytes);
+    expect(restart(5000)).toEqual([5000]);
+  });
+
   it('asks for the lease again before it answers a write that restarts the WAL (trap 10)', () => {
     create('a.db');
     const wal = create('a.db-wal');
-    const { bytes } = buildWalHeader({
-      bigEndianChecksum: false,
-      pageSize: 4096,
-      checkpointSequence: 0,
-      salt1: 1,
-      salt2: 2,
-    });
+    const bytes = walHeader();
     expect(write(wal, bytes)).toBe(0);
     captured = fence;
     expect(write(wal, bytes)).toBe(Errno.EIO);
   });
 });
+
+function walHeader(): Buffer {
+  return buildWalHeader({
+    bigEndianChecksum: false,
+    pageSize: 4096,
+    checkpointSequence: 0,
+    salt1: 1,
+    salt2: 2,
+  }).bytes;
+}
 
 function journalHeader(): Buffer {
   const header = Buffer.alloc(512);

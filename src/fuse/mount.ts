@@ -17,6 +17,8 @@ export type FuseDriver = 'kernel' | 'fuse-native';
 export type MountEvent =
   | { readonly type: 'created' | 'dropped'; readonly name: string }
   | { readonly type: 'renamed'; readonly name: string; readonly newName: string }
+  /** The `-wal` of a database, larger than when this was last said, is used again from its start. */
+  | { readonly type: 'walReused'; readonly name: string; readonly sizeBytes: number }
   /** An application was refused something; at most one per name and reason in 10 s, with the count since. */
   | {
       readonly type: 'refused';

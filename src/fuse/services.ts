@@ -31,6 +31,8 @@ export interface MountServices {
   created(name: string): void;
   dropped(name: string): void;
   renamed(name: string, newName: string): void;
+  /** See MountEvent. */
+  walReused(name: string, sizeBytes: number): void;
   /** Content of a file that the main thread makes; undefined: there is none now. */
   special(path: string, answer: (content: Buffer | undefined) => void): void;
   /** A database is being written without a journal: `tick` is wanted until it is adopted. */

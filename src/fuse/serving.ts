@@ -39,6 +39,7 @@ export class Serving {
       created: (name) => this.#event({ type: 'created', name }),
       dropped: (name) => this.#event({ type: 'dropped', name }),
       renamed: (name, newName) => this.#event({ type: 'renamed', name, newName }),
+      walReused: (name, sizeBytes) => this.#event({ type: 'walReused', name, sizeBytes }),
       special: (path, answer) => {
         const id = this.#nextId++;
         this.#specials.set(id, answer);
