@@ -365,9 +365,13 @@ export class LeaseMachine {
     this.#nextRegisterMs = now + this.#membership.turnMs(now);
     this.#registeredEpoch = this.#highestEpoch;
     this.#seenCounter += 1n;
+    const { nodeId, incarnation, advertiseUrl, peerAddress } = this.#self;
     const { candidate, region, priority } = this.#options.node;
     const member: Member = {
-      ...this.#self,
+      nodeId,
+      incarnation,
+      advertiseUrl,
+      peerAddress,
       clusterId: this.#options.clusterId,
       candidate,
       region,

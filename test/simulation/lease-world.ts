@@ -31,7 +31,10 @@ interface Process {
   pausedUntilMs: number;
   cutOffUntilMs: number;
   suspended: boolean;
-  timer: number;
+  /** Calls whose patience runs. */
+  readonly unanswered: Set<number>;
+  /** When its timer goes off, on its own clock. */
+  wakeAtMs: number;
   /** True time until which applications may write here. */
   openUntilMs: number;
 }
@@ -142,7 +145,8 @@ export class LeaseWorld {
       pausedUntilMs: 0,
       cutOffUntilMs: 0,
       suspended: false,
-      timer: 0,
+      unanswered: new Set(),
+      wakeAtMs: Infinity,
       openUntilMs: 0,
     };
     this.#processes.push(one);
@@ -178,12 +182,15 @@ export class LeaseWorld {
       else if (effect.kind === 'event') this.#event(one, effect.event);
       else if (effect.failure === undefined) this.#note(`${one.incarnation} left`);
     }
-    one.timer += 1;
-    const { timer } = one;
     const { wakeAtMs } = one.machine;
+    // The same timer is still running: most steps do not move it.
+    if (wakeAtMs === one.wakeAtMs) return;
+    one.wakeAtMs = wakeAtMs;
     if (wakeAtMs === Infinity) return;
     this.#in(one, Math.max(this.#true(one, wakeAtMs), this.#time.nowMs + 0.01), () => {
-      if (timer === one.timer) this.#step(one, { kind: 'tick' });
+      if (wakeAtMs !== one.wakeAtMs) return;
+      one.wakeAtMs = Infinity;
+      this.#step(one, { kind: 'tick' });
     });
   }
 
@@ -269,14 +276,21 @@ export class LeaseWorld {
 
   #send(one: Process, id: number, call: LeaseCall): void {
     const patienceMs = call.op === 'watch' ? call.waitMs + BEAT_MS : BEAT_MS;
+    // As in the driver: what was answered does not fail any more, though an answer may come after the failure, or twice.
+    one.unanswered.add(id);
     this.#in(one, this.#time.nowMs + patienceMs / one.rate, () => {
-      this.#step(one, { kind: 'failed', id, why: 'no answer' });
+      if (one.unanswered.delete(id)) this.#step(one, { kind: 'failed', id, why: 'no answer' });
     });
     const copies = this.#faults && this.#random.chance(0.05) ? 2 : 1;
     for (let copy = 0; copy < copies; copy += 1) {
       this.#carry(one, () => {
         this.#execute(one, call, (answer) => {
-          this.#carry(one, () => this.#in(one, 0, () => this.#step(one, { kind: 'answer', id, answer })));
+          this.#carry(one, () => {
+            this.#in(one, 0, () => {
+              one.unanswered.delete(id);
+              this.#step(one, { kind: 'answer', id, answer });
+            });
+          });
         });
       });
     }
@@ -449,6 +463,8 @@ export class LeaseWorld {
 
   #resume(one: Process, nowMs: number): void {
     if (one.suspended) one.offsetMs += one.rate * Math.max(0, one.pausedUntilMs - nowMs);
+    // Its clock may have come nearer to it.
+    one.wakeAtMs = Infinity;
     one.pausedUntilMs = 0;
     this.#in(one, nowMs, () => this.#step(one, { kind: 'tick' }));
   }

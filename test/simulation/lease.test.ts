@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import { simulateLease } from './lease-world.js';
 
-const SEEDS = Number(process.env['KITEFS_SIMULATE_SEEDS'] ?? 2000);
+const SEEDS = Number(process.env['KITEFS_SIMULATE_SEEDS'] ?? 10_000);
 const FIRST = Number(process.env['KITEFS_SIMULATE_FIRST'] ?? 1);
 
 test(
