@@ -1,3 +1,6 @@
+import { once } from 'node:events';
+import { connect } from 'node:net';
+import { networkInterfaces } from 'node:os';
 import { Server, ServerCredentials, status } from '@grpc/grpc-js';
 import { afterEach, expect, test } from 'vitest';
 
@@ -64,7 +67,7 @@ async function fakePrimary(
 test('without a secret peers listen on loopback only', async () => {
   const store = new MemoryStore('p');
   const role = () => ({ primary: false, holder: undefined }) as const;
-  for (const address of ['0.0.0.0:0', '[::]:0', '192.0.2.1:0', 'example.com:0']) {
+  for (const address of [':0', '0.0.0.0:0', '[::]:0', '192.0.2.1:0', 'example.com:0']) {
     await expect(ReplicationServer.start({ address, store, role })).rejects.toMatchObject({
       code: 'ERR_REPLICATION_INSECURE',
     });
@@ -83,6 +86,22 @@ test('a secret that can be guessed is refused on both sides', async () => {
   expect(() => ReplicationClient.start({ primaryAddress: '127.0.0.1:1', store, secret: 'short' })).toThrow(
     expect.objectContaining(weak),
   );
+});
+
+test('an address without a host is every address of this machine', async () => {
+  const store = new MemoryStore('p');
+  const role = () => ({ primary: false, holder: undefined }) as const;
+  const server = await ReplicationServer.start({ address: ':0', store, role, secret: SECRET });
+  const loopback = networkInterfaces()['lo']?.map(({ address }) => address) ?? ['127.0.0.1'];
+  try {
+    for (const host of loopback) {
+      const socket = connect(server.port, host);
+      await once(socket, 'connect');
+      socket.destroy();
+    }
+  } finally {
+    await server.stop();
+  }
 });
 
 test('a port in use is one clear error', async () => {

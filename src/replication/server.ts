@@ -155,18 +155,28 @@ export class ReplicationServer {
     this.#server.forceShutdown();
   }
 
-  #listen(): Promise<void> {
+  async #listen(): Promise<void> {
     const { address } = this.#options;
+    // Without a host every address is meant, as in HTTP: by IPv6, which takes IPv4 too, or where there is none by that.
+    const addresses = address.startsWith(':') ? [`[::]${address}`, `0.0.0.0${address}`] : [address];
+    let cause: Error | undefined;
+    for (const each of addresses) {
+      try {
+        this.#port = await this.#bind(each);
+        return;
+      } catch (error) {
+        cause ??= error as Error;
+      }
+    }
+    const text = `Cannot listen for peers on ${address}: ${cause?.message}`;
+    throw new KiteError('ERR_REPLICATION_LISTEN', text, { cause });
+  }
+
+  #bind(address: string): Promise<number> {
     return new Promise((resolve, reject) => {
-      this.#server.bindAsync(address, ServerCredentials.createInsecure(), (cause, port) => {
-        if (cause !== null) {
-          const text = `Cannot listen for peers on ${address}: ${cause.message}`;
-          reject(new KiteError('ERR_REPLICATION_LISTEN', text, { cause }));
-          return;
-        }
-        this.#port = port;
-        resolve();
-      });
+      this.#server.bindAsync(address, ServerCredentials.createInsecure(), (error, port) =>
+        error === null ? resolve(port) : reject(error),
+      );
     });
   }
 

@@ -92,6 +92,21 @@ describe('the kitefs command', () => {
     expect((await runCli(['config', 'check', '-config', join(dir, 'nothing.yml')])).code).toBe(2);
   });
 
+  it('takes the configuration that deploy/ gives to Machines of Fly.io, with what those have in their environment', async () => {
+    const result = await runCli(['config', 'check', '-config', join(ROOT, 'deploy/fly/kitefs.yml')], {
+      env: {
+        FLY_MACHINE_ID: '148e21ea7e4d89',
+        FLY_REGION: 'ams',
+        PRIMARY_REGION: 'ams',
+        FLY_APP_NAME: 'shop',
+        FLY_CONSUL_URL: 'https://:token@consul.example/shop-1/',
+        KITEFS_PEER_SECRET: 'f'.repeat(64),
+      },
+    });
+    expect(result).toMatchObject({ code: 0, stderr: '' });
+    expect(result.stdout).toMatch(/kitefs\.yml: ok/);
+  });
+
   it('verifies LTX files: a sound one, a damaged one, a foreign one and one that is not there', async () => {
     const page = Buffer.alloc(512, 7);
     const file = encodeLtx(LTX_HEADER, [{ pgno: 1, data: page }], LTX_CHECKSUM);
