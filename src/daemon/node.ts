@@ -32,6 +32,7 @@ import { EventLog } from './event-log.js';
 import { HAND_OFF_WAIT_MS, HandOff, type HandOffRequest } from './hand-off.js';
 import { openLease } from './lease-kinds.js';
 import { LockEnforcer } from './lock-enforcer.js';
+import { isHolder, isPrimary, reasonToEnter } from './node-state.js';
 import { NodeStore } from './node-store.js';
 import { Promotion } from './promotion.js';
 import { Retention } from './retention.js';
@@ -145,7 +146,7 @@ export class Node implements NodeApi {
       events: this.#events,
       metrics: this.#metrics,
       logger: this.#logger,
-      isPrimary: () => this.#role === 'primary' || this.#role === 'fenced',
+      isPrimary: () => isHolder(this.#role),
       onResyncNeeded: (name) => this.#roles.client?.resync(name),
     });
     this.#store.openLogs({ repair: true });
@@ -309,15 +310,15 @@ export class Node implements NodeApi {
       if (wasPrimary && this.#handOff?.possible) {
         const request = { target: undefined, waitMs: HAND_OFF_WAIT_MS, reason: 'this node stops' };
         // Not handed over: then the lease is simply given up, and whoever is there takes it.
-        await this.#handOff.run(request).catch(() => undefined);
+        await this.#drain(request).catch(() => undefined);
       }
-      this.#role = 'stopping';
+      this.#enter('closed');
       this.#control.deadlineNs = 0n;
       await this.#lease?.release();
     } catch (error) {
       this.#trouble(error);
     }
-    this.#role = 'stopping';
+    this.#enter('closed');
     await this.#undoAll();
   }
 
@@ -335,7 +336,7 @@ export class Node implements NodeApi {
 
   async #specialFile(path: string): Promise<Buffer | undefined> {
     // Who has just committed and reads `-pos` for a token must find that commit in it.
-    if (this.#role === 'primary' && path.endsWith('-pos')) {
+    if (isPrimary(this.#role) && path.endsWith('-pos')) {
       await this.#capture.position(path.slice(0, -'-pos'.length));
     }
     return specialFile(path, { status: () => this.status(), connected: this.#connected });
@@ -403,12 +404,25 @@ export class Node implements NodeApi {
 
   async #runHandOff(request: HandOffRequest): Promise<string> {
     this.#requirePrimary();
+    return await this.#drain(request);
+  }
+
+  async #drain(request: HandOffRequest): Promise<string> {
     if (!this.#handOff) throw new KiteError('ERR_DAEMON_NOT_READY', 'this node is starting');
-    return await this.#handOff.run(request);
+    const before = this.#role;
+    // Two at once: the second is refused, and says nothing about the first.
+    if (before !== 'primary') return await this.#handOff.run(request);
+    this.#enter('draining');
+    try {
+      return await this.#handOff.run(request);
+    } catch (error) {
+      if (this.#role === 'draining') this.#enter('primary');
+      throw error;
+    }
   }
 
   #requirePrimary(): void {
-    if (this.#role === 'primary') return;
+    if (isPrimary(this.#role)) return;
     const where = this.#holder
       ? `; the primary is ${this.#holder.nodeId} (${this.#holder.advertiseUrl})`
       : '';
@@ -433,6 +447,7 @@ export class Node implements NodeApi {
       case 'won': {
         // However long getting ready takes: opened read-only after that, the mount of a primary would stay so.
         clearTimeout(this.#openingReadOnly);
+        this.#enter('candidate');
         const fetch = this.#fetch(event);
         this.#events.add('won', `the lease is ours, epoch ${event.epoch}: ${event.reason}`);
         this.#roles.becomePrimary(event.epoch, fetch).then(
@@ -526,9 +541,19 @@ export class Node implements NodeApi {
     return peers.toSorted((a, b) => isAhead(b, a) - isAhead(a, b)).map(({ peerAddress }) => peerAddress);
   }
 
-  #setRole(role: NodeRole, holder: LeaseHolder | undefined): void {
-    if (this.#role === 'stopping') return;
+  #enter(role: NodeRole): void {
+    const from = this.#role;
+    if (from === role) return;
     this.#role = role;
+    const why = reasonToEnter(from, role);
+    // What may be written is decided by the deadline, not by this: a way that the table does not have is said, and gone.
+    if (why === undefined) this.#logger.error(`${from} → ${role}: a bug, please report it`);
+    else this.#logger.info(`${from} → ${role}: ${why}`);
+  }
+
+  #setRole(role: NodeRole, holder: LeaseHolder | undefined): void {
+    if (this.#role === 'closed') return;
+    this.#enter(role);
     this.#holder = role === 'replica' ? holder : this.#ownHolder();
     void this.#mount.changed().catch((error: unknown) => this.#trouble(error));
     this.#server.roleChanged();
@@ -539,7 +564,7 @@ export class Node implements NodeApi {
   }
 
   #primaryRole(): PrimaryRole {
-    if (this.#role === 'primary' || this.#role === 'fenced') {
+    if (isHolder(this.#role)) {
       return { primary: true, epoch: this.#control.epoch, leaseValid: this.#control.mayWrite() };
     }
     return { primary: false, holder: this.#holder };
@@ -548,7 +573,7 @@ export class Node implements NodeApi {
   /** A peer has proved that a higher epoch exists: this node is not the primary any more, whatever it believes. */
   #onHigherEpoch(epoch: bigint): void {
     this.#data.updateNode({ epoch });
-    if (this.#role !== 'primary' || this.#control.epoch >= epoch) return;
+    if (!isPrimary(this.#role) || this.#control.epoch >= epoch) return;
     this.#control.deadlineNs = 0n;
     this.#events.add('fenced', `a peer knows epoch ${epoch}`, { level: 'warn' });
   }
@@ -573,9 +598,7 @@ export class Node implements NodeApi {
     if (this.#role === 'primary') this.#wasReady = true;
     if (this.#role === 'replica' && !this.#wasReady)
       this.#wasReady = this.#roles.client?.status().caughtUp ?? false;
-    return (
-      this.#wasReady && (this.#role === 'primary' || this.#role === 'replica' || this.#role === 'fenced')
-    );
+    return this.#wasReady && this.#role !== 'closed';
   }
 
   // --- what the parts tell
@@ -585,7 +608,7 @@ export class Node implements NodeApi {
       if (change.kind !== 'transaction') return;
       const { name, file } = change;
       const transactions = Number(file.maxTxid - file.minTxid) + 1;
-      if (this.#role === 'primary') {
+      if (isPrimary(this.#role)) {
         this.#metrics.commits.inc({ db: name }, transactions);
         this.#metrics.commitBytes.inc({ db: name }, file.sizeBytes);
       } else if (file.minTxid > 1n) {
@@ -730,7 +753,7 @@ export class Node implements NodeApi {
   }
 
   #fatal(error: KiteError): void {
-    if (this.#role === 'stopping') return;
+    if (this.#role === 'closed') return;
     // Whatever is wrong, nothing may be acknowledged from here on.
     this.#control.deadlineNs = 0n;
     this.#events.add('fatal', error.describe(), { level: 'error' });

@@ -69,7 +69,7 @@ export class Promotion {
     // `role` is what the lease has decided, so nothing can be missed between two looks.
     for (; role() !== 'primary'; await sleep(POLL_MS)) {
       if (refused) throw refused;
-      if (role() === 'stopping') throw new KiteError('ERR_LEASE_HANDOFF', 'this node stops');
+      if (role() === 'closed') throw new KiteError('ERR_LEASE_HANDOFF', 'this node stops');
       if (monotonicMs() < limitMs) continue;
       const why = asked ? `${primary?.nodeId ?? 'the primary'} did not answer` : lease.waitingFor;
       throw new KiteError('ERR_LEASE_HANDOFF', `this node did not become primary in time: ${why}`);

@@ -1,5 +1,6 @@
 import { formatPosition, NO_POSITION } from '../ltx/position.js';
 import type { NodeStatus } from '../observability/node-status.js';
+import { isPrimary } from './node-state.js';
 
 /** What LiteFS writes when it does not know the lag: the largest 32-bit number. */
 const LAG_UNKNOWN_MS = 2_147_483_647;
@@ -37,7 +38,7 @@ function positionFile(name: string, status: NodeStatus): Buffer {
 }
 
 function lagMs(status: NodeStatus): number {
-  if (status.role === 'primary') return 0;
+  if (isPrimary(status.role)) return 0;
   const ages = status.databases.map((database) => database.maxAgeMs ?? LAG_UNKNOWN_MS);
   return Math.round(Math.min(LAG_UNKNOWN_MS, Math.max(0, ...(ages.length > 0 ? ages : [LAG_UNKNOWN_MS]))));
 }

@@ -10,6 +10,7 @@ import type { ReplicaStatus } from '../replication/server.js';
 import { databasePaths } from '../store/data-directory.js';
 import { monotonicNs } from '../util/clock.js';
 import { VERSION } from '../util/version.js';
+import { isPrimary } from './node-state.js';
 import type { NodeStore } from './node-store.js';
 
 /** What a status is made from. */
@@ -31,7 +32,7 @@ export interface StatusSources {
 
 export function makeStatus(from: StatusSources): NodeStatus {
   const { config, control, store, role, holder, members, replicas } = from;
-  const isPrimary = role === 'primary';
+  const serves = isPrimary(role);
   const connected = new Set(replicas.map((replica) => replica.nodeId));
   return {
     version: VERSION,
@@ -47,7 +48,7 @@ export function makeStatus(from: StatusSources): NodeStatus {
       advertiseUrl: holder.advertiseUrl,
       peerAddress: holder.peerAddress,
     },
-    leaseRemainingMs: isPrimary ? remainingMs(control) : undefined,
+    leaseRemainingMs: serves ? remainingMs(control) : undefined,
     mount: { dir: config.fuse.dir, driver: config.fuse.driver },
     dataDir: config.data.dir,
     databases: store.databases().flatMap((name) => databaseStatus(name, from) ?? []),
@@ -74,14 +75,14 @@ function databaseStatus(
   const last = store.lastFile(name);
   if (!last || last.commitPages === 0) return undefined;
   const paths = databasePaths(config.data.dir, name);
-  const isPrimary = role === 'primary';
-  const freshness = isPrimary ? undefined : client?.freshness(name);
+  const serves = isPrimary(role);
+  const freshness = serves ? undefined : client?.freshness(name);
   return {
     name,
     position: formatPosition(store.position(name) ?? NO_POSITION),
     appliedPosition: formatPosition(store.appliedPosition(name) ?? NO_POSITION),
     lagTransactions: freshness?.lagTransactions ?? 0,
-    maxAgeMs: isPrimary ? 0 : freshness?.maxAgeMs,
+    maxAgeMs: serves ? 0 : freshness?.maxAgeMs,
     sizeBytes: last.commitPages * last.pageSize,
     logFiles: store.logFileCount(name),
     walBytes: sizeOf(paths.wal),

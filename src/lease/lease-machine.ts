@@ -595,8 +595,10 @@ export class LeaseMachine {
     // A former process of this very node is nobody to follow.
     const own = record?.holder?.nodeId === this.#self.nodeId;
     const of = back || own ? undefined : record?.holder;
-    // About to be the holder: to let go of everything for that moment would keep the writers of the hand-off waiting.
-    if (!back && record?.handoffTo === this.#self.nodeId && this.#mayStand) return;
+    // About to be the holder: to let go of everything for that moment would keep the writers of the hand-off waiting. Not
+    // one that was the holder itself until now: it has followed nobody since, and has to fetch what it lacks as a replica.
+    const follows = this.#toldReplica !== undefined;
+    if (!back && follows && record?.handoffTo === this.#self.nodeId && this.#mayStand) return;
     if (of) this.#toldWaiting = undefined;
     if (back) this.#tellBack(record);
     const key = `${epoch} ${of?.incarnation}`;

@@ -65,6 +65,10 @@ export class Metrics {
     for (const [name, help, read] of [...NODE_GAUGES, ...DURABILITY_GAUGES]) {
       this.#gauge(name, help, [], (gauge) => gauge.set(read(status())));
     }
+    this.#gauge('kitefs_node_state', 'State of the node: 1 for the one it is in.', ['state'], (gauge) => {
+      gauge.reset();
+      gauge.set({ state: status().role }, 1);
+    });
     for (const [name, help, read] of DATABASE_GAUGES) {
       this.#gauge(name, help, ['db'], (gauge) => {
         // A dropped database must not live on with its last value.
@@ -92,7 +96,7 @@ export class Metrics {
 type DatabaseStatus = NodeStatus['databases'][number];
 
 const NODE_GAUGES: readonly (readonly [string, string, (status: NodeStatus) => number])[] = [
-  ['kitefs_is_primary', '1 on the primary.', ({ role }) => Number(role === 'primary')],
+  ['kitefs_is_primary', '1 on the primary.', ({ role }) => Number(role === 'primary' || role === 'draining')],
   [
     'kitefs_ready',
     '1 when the mount serves and the databases have been caught up.',

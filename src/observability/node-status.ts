@@ -29,7 +29,11 @@ export interface NodeStatus {
   readonly events: readonly NodeEvent[];
 }
 
-export type NodeRole = 'starting' | 'replica' | 'primary' | 'fenced' | 'stopping';
+/**
+ * Of a node: `candidate` has won the lease and gets ready, `fenced` holds it and may not write, `draining` hands it over.
+ * src/daemon/node-state.ts says what may follow on what.
+ */
+export type NodeRole = 'starting' | 'replica' | 'candidate' | 'primary' | 'fenced' | 'draining' | 'closed';
 
 export interface PrimaryStatus {
   readonly nodeId: string;

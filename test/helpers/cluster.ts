@@ -150,9 +150,17 @@ export class TestCluster {
   /** Stops all nodes and removes the folder. A failed test's logs are kept when KEEP is set. */
   async stop(): Promise<void> {
     await Promise.allSettled(this.nodes.map((node) => node.stop()));
+    const bugs = this.nodes.flatMap((node) =>
+      node
+        .log()
+        .split('\n')
+        .filter((line) => line.includes('a bug')),
+    );
     for (const node of this.nodes) await node.clear();
     if (process.env['KEEP']) console.log(`kept: ${this.dir}`);
     else rmSync(this.dir, { recursive: true, force: true });
+    // Whatever a test asked for: what a node itself takes for a bug is one.
+    if (bugs.length > 0) throw new Error(bugs.join('\n'));
   }
 }
 

@@ -1,6 +1,8 @@
+import { reasonToEnter, stateAfter } from '../../src/daemon/node-state.js';
 import { LeaseMachine } from '../../src/lease/lease-machine.js';
 import type { LeaseAnswer, LeaseCall, LeaseInput } from '../../src/lease/protocol.js';
 import type { LeaseEvent, LeaseRecord, Member, VersionedRecord } from '../../src/lease/types.js';
+import type { NodeRole } from '../../src/observability/node-status.js';
 import { Random } from './random.js';
 import { Timeline } from './timeline.js';
 
@@ -37,6 +39,7 @@ interface Process {
   wakeAtMs: number;
   /** True time until which applications may write here. */
   openUntilMs: number;
+  state: NodeRole;
 }
 
 /**
@@ -148,6 +151,7 @@ export class LeaseWorld {
       unanswered: new Set(),
       wakeAtMs: Infinity,
       openUntilMs: 0,
+      state: 'starting',
     };
     this.#processes.push(one);
     this.#note(`boots ${incarnation}`);
@@ -181,6 +185,7 @@ export class LeaseWorld {
       if (effect.kind === 'call') this.#send(one, effect.id, effect.call);
       else if (effect.kind === 'event') this.#event(one, effect.event);
       else if (effect.failure === undefined) this.#note(`${one.incarnation} left`);
+      else if (one.state === 'draining') this.#enter(one, 'primary');
     }
     const { wakeAtMs } = one.machine;
     // The same timer is still running: most steps do not move it.
@@ -197,6 +202,7 @@ export class LeaseWorld {
   #event(one: Process, event: LeaseEvent): void {
     this.#note(`${one.incarnation} ${event.kind}: ${event.reason}`);
     const { node } = one;
+    this.#enter(one, stateAfter(event.kind) ?? one.state);
     switch (event.kind) {
       case 'won': {
         if (event.epoch <= this.#highestWon && !this.#forgot)
@@ -230,6 +236,13 @@ export class LeaseWorld {
         throw new Error(`${one.incarnation} refused: ${event.reason}`);
       default:
     }
+  }
+
+  /** As the daemon does: the table of states has every way that the lease takes. */
+  #enter(one: Process, state: NodeRole): void {
+    if (state !== one.state && reasonToEnter(one.state, state) === undefined)
+      throw new Error(`${one.incarnation} went from ${one.state} to ${state}`);
+    one.state = state;
   }
 
   /** The guarantee: at no true time may two processes write. */
@@ -448,6 +461,7 @@ export class LeaseWorld {
         this.#handOffs += 1;
         // The node sees to that before it asks for a hand-off.
         this.#kept[targetNode] = Math.max(this.#kept[targetNode]!, this.#kept[one.node]!);
+        if (one.state === 'primary') this.#enter(one, 'draining');
         return this.#step(one, { kind: 'leave', leave: { kind: 'handOff', target } });
       }
       default:
