@@ -7,6 +7,7 @@ import { powerWasCut } from '../applier/boot-marker.js';
 import { Applier } from '../applier/applier.js';
 import type { ApplierEvent } from '../applier/messages.js';
 import { Capture } from '../capture/capture.js';
+import { takeBack } from '../capture/take-back.js';
 import type { Config } from '../config/load.js';
 import { formatAddress } from '../config/values.js';
 import { Durability, type DurabilityEvent } from '../durability/durability.js';
@@ -635,6 +636,11 @@ export class Node implements NodeApi {
         // Not done, commits are no worse than before. fuse-native forgets what it knows at each open.
         if (this.#config.fuse.driver === 'kernel')
           this.#applier.readWal(event.name, event.sizeBytes).catch(() => {});
+        break;
+      case 'deadCommit':
+        takeBack(this.#config.fuse.dir, event.name, this.#stopping.signal).catch((error: Error) => {
+          this.#logger.warn({ name: event.name, err: error }, 'a dead commit stays until somebody writes');
+        });
         break;
       default:
         this.#logger.debug({ ...event }, `database ${event.type}`);

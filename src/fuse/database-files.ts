@@ -3,6 +3,7 @@ import fs from 'node:fs';
 import type { DatabaseSlot } from '../capture/gate.js';
 import { parseDatabaseHeader, DATABASE_HEADER_BYTES } from '../sqlite/database-header.js';
 import { JOURNAL_HEADER_BYTES } from '../sqlite/journal.js';
+import { parseWalIndexHeader } from '../sqlite/wal-index.js';
 import { FRAME_HEADER_BYTES, WAL_HEADER_BYTES } from '../sqlite/wal.js';
 import { databasePaths, type DatabasePaths } from '../store/data-directory.js';
 import { isErrno, writeFully } from '../util/files.js';
@@ -26,6 +27,8 @@ const WAL_KNOWN_MAX_BYTES = 16 << 20;
 export interface Writer {
   readonly privileged: boolean;
   readonly pid: number;
+  /** Number of the handle; 0 when there is none. */
+  readonly handle: number;
 }
 
 /** A database that is being written without a journal, by one process, and is not captured yet. */
@@ -60,6 +63,8 @@ export class DatabaseFiles {
   readonly #waitsForReplicas: boolean;
   /** The end of a commit that waits for replicas, until another write shows that it is over. */
   #held: HeldWrite | undefined;
+  /** Whose the last write of the WAL was and where it ended, when that ended a commit. */
+  #lastCommit: { readonly handle: number; readonly endBytes: number } | undefined;
 
   /** `dataDir/dbs/<encoded>` exists. Takes over what is in its files. */
   constructor(services: MountServices, name: string) {
@@ -183,6 +188,7 @@ export class DatabaseFiles {
       writeFully(fd, bytes, offset);
       if (offset < WAL_HEADER_BYTES) this.#walReused(fd);
       const end = this.#wal.wrote(offset, bytes);
+      this.#lastCommit = end > 0 ? { handle: by.handle, endBytes: offset + bytes.length } : undefined;
       // Asked again before the answer: a commit that is answered after the deadline could be lost (trap 10).
       if (!this.#mayChange(by)) return answer(Errno.EIO);
       if (end > 0) {
@@ -403,6 +409,25 @@ export class DatabaseFiles {
     } finally {
       fs.closeSync(fd);
     }
+  }
+
+  /**
+   * A descriptor of the WAL is gone for good, and others have the WAL open. When it wrote the commit that is the last thing in
+   * the WAL and the wal-index lacks it, its writer is dead: SQLite updates the index before anything else, and nobody is
+   * left who could (trap 1). `index` asks for the header of the wal-index as it is in the memory that connections share:
+   * what the kernel has written back may be from before a commit that returned (decision 008).
+   */
+  walReleased(handle: number, index: (then: (bytes: Buffer) => void) => void): void {
+    const commit = this.#lastCommit;
+    if (commit?.handle !== handle || this.#services.control.state !== MountState.primary) return;
+    index((bytes) => {
+      // Somebody has written since: what that does to the commit is decided there.
+      if (this.#lastCommit !== commit) return;
+      this.#lastCommit = undefined;
+      // A header that is no header is made anew by the next reader, from the WAL: then the commit counts.
+      const header = parseWalIndexHeader(bytes);
+      if (header && this.#wal.isMissingIn(header, commit.endBytes)) this.#services.deadCommit(this.name);
+    });
   }
 
   // --- Syncing and adopting

@@ -55,6 +55,7 @@ beforeEach(() => {
     refused: nothing,
     created: nothing,
     dropped: nothing,
+    deadCommit: nothing,
     renamed: nothing,
     walReused: (_name, sizeBytes) => reused.push(sizeBytes),
     wantTicks: nothing,

@@ -1,6 +1,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 
+import { WAL_INDEX_HEADER_BYTES } from '../sqlite/wal-index.js';
 import { parseWalHeader, WAL_HEADER_BYTES } from '../sqlite/wal.js';
 import { classifyPath, decodeDatabaseName } from '../store/database-name.js';
 import { writeFully } from '../util/files.js';
@@ -65,6 +66,11 @@ export interface AttributeChange {
  */
 export class FileSystem {
   readonly root: FsNode;
+  /**
+   * Asks the kernel for the start of what it has cached of a file, which may be newer than what was written back; less or
+   * nothing when that is not cached. Set by a driver that can; `bytes` are valid during the call only.
+   */
+  cached: ((node: FsNode, sizeBytes: number, then: (bytes: Buffer) => void) => void) | undefined;
   readonly #services: MountServices;
   readonly #tree: string;
   readonly #nodes = new Map<number, FsNode>();
@@ -175,7 +181,8 @@ export class FileSystem {
   #writer(caller: Caller, handle?: Handle): Writer {
     // While the node is closed only the applier gets to open anything.
     const closed = this.#services.control.state === MountState.closed;
-    return { privileged: closed || this.#isApplier(caller, handle), pid: caller.pid };
+    const privileged = closed || this.#isApplier(caller, handle);
+    return { privileged, pid: caller.pid, handle: handle?.id ?? 0 };
   }
 
   // --- Names
@@ -664,8 +671,23 @@ export class FileSystem {
   release(handle: Handle): void {
     const files = handle.node.database;
     this.#close(handle);
+    // Where nobody else has the WAL open, the next one to open it recovers what is in it.
+    if (handle.node.kind === 'wal' && handle.node.opens > 0) {
+      files?.walReleased(handle.id, (then) => this.#walIndex(files, then));
+    }
     if (!handle.wrote || handle.node.kind !== 'database' || !files?.adopting) return;
     files.adoptIfWhole(true, () => this.#retryWaiting());
+  }
+
+  /** The header of a wal-index as connections see it, if that can be known. */
+  #walIndex(files: DatabaseFiles, then: (bytes: Buffer) => void): void {
+    const shm = files.nodes.get('shm');
+    if (!shm?.memory) return;
+    const bytes = 2 * WAL_INDEX_HEADER_BYTES;
+    this.cached?.(shm, bytes, (cached) =>
+      // What is not cached has been written back.
+      then(cached.length === bytes ? cached : (shm.memory?.read(0, bytes) ?? cached)),
+    );
   }
 
   #close(handle: Handle): void {
@@ -720,7 +742,8 @@ export class FileSystem {
       return reply(0);
     }
     const kind = node.kind as DatabaseFileKind;
-    const by = { privileged: applier || this.#services.control.state === MountState.closed, pid: caller.pid };
+    const privileged = applier || this.#services.control.state === MountState.closed;
+    const by = { privileged, pid: caller.pid, handle: 0 };
     files.remove(kind, by, reply, () => {
       fs.unlinkSync(files.path(kind));
       this.#forgetFile(files, kind);

@@ -4,7 +4,15 @@ import { IoOp, type IoQueue } from './io-queue.js';
 import type { AttributeChange, Caller, FileSystem, Handle } from './file-system.js';
 import type { FsNode } from './nodes.js';
 import * as wire from './protocol.js';
-import { Opcode, OUT_HEADER_BYTES, readName, readNames, readU64, SetAttr } from './protocol.js';
+import {
+  Opcode,
+  OUT_HEADER_BYTES,
+  readName,
+  readNames,
+  readU64,
+  retrievedData,
+  SetAttr,
+} from './protocol.js';
 import { Errno, errnoOf } from './services.js';
 import { WAKE_NODE_ID, type Waker } from './waker.js';
 
@@ -39,10 +47,14 @@ export class KernelDriver {
   readonly #reply = Buffer.alloc(OUT_HEADER_BYTES + wire.MAX_WRITE_BYTES);
   /** Requests without an answer yet, for FUSE_INTERRUPT. */
   readonly #pending = new Map<number, Caller>();
+  /** What the kernel was asked for and has not sent yet, by a number of ours; the waker's is 0. */
+  readonly #retrieving = new Map<number, (bytes: Buffer) => void>();
+  #nextRetrieve = 1;
 
   constructor(options: KernelDriverOptions) {
     this.#o = options;
     this.#files = options.fileSystem;
+    this.#files.cached = (node, sizeBytes, then) => this.#retrieve(node, sizeBytes, then);
   }
 
   /** Serves until the mount is gone (returns false) or `drain` said to end (returns true). */
@@ -183,8 +195,12 @@ export class KernelDriver {
       }
       case Opcode.init:
         return this.#init(unique, request);
+      case Opcode.notifyReply: {
+        const then = this.#retrieving.get(unique); // none: somebody woke this thread, `run` looks
+        this.#retrieving.delete(unique);
+        return then?.(retrievedData(request));
+      }
       case Opcode.destroy:
-      case Opcode.notifyReply: // somebody woke this thread; `run` looks
         return;
       case Opcode.symlink:
       case Opcode.link:
@@ -199,6 +215,22 @@ export class KernelDriver {
   #caller(header: wire.RequestHeader): Caller {
     this.#pending.set(header.unique, header);
     return header;
+  }
+
+  /**
+   * The one notification that this thread may send (trap 17): the kernel takes references to cached pages for it and
+   * waits for no lock and no answer.
+   */
+  #retrieve(node: FsNode, sizeBytes: number, then: (bytes: Buffer) => void): void {
+    const unique = this.#nextRetrieve++;
+    this.#retrieving.set(unique, then);
+    try {
+      fs.writeSync(this.#o.fd, this.#reply, 0, wire.putRetrieve(this.#reply, unique, node.id, sizeBytes));
+    } catch {
+      // The kernel does not know the file any more: nothing of it is cached.
+      this.#retrieving.delete(unique);
+      then(this.#reply.subarray(0, 0));
+    }
   }
 
   #init(unique: number, request: Buffer): void {

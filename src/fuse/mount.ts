@@ -16,6 +16,8 @@ export type FuseDriver = 'kernel' | 'fuse-native';
 /** What the mount tells the daemon. Names are paths in the mount. */
 export type MountEvent =
   | { readonly type: 'created' | 'dropped'; readonly name: string }
+  /** A writer died in its commit, which nobody sees until somebody writes: see takeBack. */
+  | { readonly type: 'deadCommit'; readonly name: string }
   | { readonly type: 'renamed'; readonly name: string; readonly newName: string }
   /** The `-wal` of a database, larger than when this was last said, is used again from its start. */
   | { readonly type: 'walReused'; readonly name: string; readonly sizeBytes: number }

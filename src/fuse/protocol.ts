@@ -45,6 +45,9 @@ const ENTRY_BYTES = 40 + ATTR_BYTES;
 /** Where the data of a WRITE request start. */
 export const WRITE_DATA_OFFSET = IN_HEADER_BYTES + 40;
 
+/** Where the data of a NOTIFY_REPLY start, behind struct fuse_notify_retrieve_in. */
+export const RETRIEVED_DATA_OFFSET = IN_HEADER_BYTES + 40;
+
 /** Largest write and read; also what the applier keeps its own writes below (trap 17). */
 export const MAX_WRITE_BYTES = 1 << 20;
 const MAX_PAGES = MAX_WRITE_BYTES / 4096;
@@ -248,6 +251,28 @@ function putOpen(into: Buffer, at: number, handle: number, openFlags: number): v
   into.writeUInt32LE(openFlags, at + 8);
   into.writeUInt32LE(0, at + 12);
 }
+
+/** Length of a FUSE_NOTIFY_RETRIEVE. */
+export const RETRIEVE_BYTES = OUT_HEADER_BYTES + 32;
+const NOTIFY_RETRIEVE = 5;
+
+/**
+ * Asks for the first `sizeBytes` that the kernel has cached of a file. It answers with a NOTIFY_REPLY whose `unique` is
+ * `unique` and which holds what is cached: the pages that applications map, as they are when the answer is read.
+ */
+export function putRetrieve(into: Buffer, unique: number, node: number, sizeBytes: number): number {
+  into.fill(0, 0, RETRIEVE_BYTES);
+  into.writeUInt32LE(RETRIEVE_BYTES, 0);
+  into.writeInt32LE(NOTIFY_RETRIEVE, 4);
+  writeU64(into, 16, unique);
+  writeU64(into, 24, node);
+  into.writeUInt32LE(sizeBytes, 40);
+  return RETRIEVE_BYTES;
+}
+
+/** What a NOTIFY_REPLY holds: less than was asked for, or nothing, when that is not cached. */
+export const retrievedData = (request: Buffer): Buffer =>
+  request.subarray(RETRIEVED_DATA_OFFSET, RETRIEVED_DATA_OFFSET + request.readUInt32LE(IN_HEADER_BYTES + 16));
 
 export function putWriteAnswer(into: Buffer, unique: number, sizeBytes: number): number {
   into.writeUInt32LE(sizeBytes, 16);

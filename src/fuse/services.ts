@@ -30,6 +30,8 @@ export interface MountServices {
   refused(name: string, reason: RefusalReason, message: string): void;
   created(name: string): void;
   dropped(name: string): void;
+  /** A writer died in its commit: it is in the log, and in the WAL where the next write takes its place (decision 008). */
+  deadCommit(name: string): void;
   renamed(name: string, newName: string): void;
   /** See MountEvent. */
   walReused(name: string, sizeBytes: number): void;

@@ -38,6 +38,7 @@ export class Serving {
       refused: (name, reason, message) => this.#refused(name, reason, message),
       created: (name) => this.#event({ type: 'created', name }),
       dropped: (name) => this.#event({ type: 'dropped', name }),
+      deadCommit: (name) => this.#event({ type: 'deadCommit', name }),
       renamed: (name, newName) => this.#event({ type: 'renamed', name, newName }),
       walReused: (name, sizeBytes) => this.#event({ type: 'walReused', name, sizeBytes }),
       special: (path, answer) => {

@@ -1,5 +1,7 @@
 import fs from 'node:fs';
 
+import { putRetrieve, RETRIEVE_BYTES } from './protocol.js';
+
 /**
  * Wakes the mount thread, which blocks in a read of /dev/fuse and so hears no message. Any thread may
  * call `wake` after it posted something; the mount thread then drains its ports.
@@ -13,9 +15,6 @@ import fs from 'node:fs';
  */
 export const WAKE_NODE_ID = 2;
 
-const FUSE_NOTIFY_RETRIEVE = 5;
-const MESSAGE_BYTES = 48;
-
 // Int32 indexes of the shared memory.
 const FD = 0; // /dev/fuse + 1; 0 = the kernel cannot be asked (yet, or any more)
 const PENDING = 1; // somebody woke, and the mount thread has not drained since
@@ -24,17 +23,14 @@ const USERS = 2; // threads that are writing to the descriptor now
 export class Waker {
   readonly buffer: SharedArrayBuffer;
   readonly #shared: Int32Array;
-  readonly #message = Buffer.alloc(MESSAGE_BYTES);
+  readonly #message = Buffer.alloc(RETRIEVE_BYTES);
 
   /** Takes the `buffer` of another thread's Waker, or makes a new one. */
   constructor(buffer: SharedArrayBuffer = new SharedArrayBuffer(16)) {
     this.buffer = buffer;
     this.#shared = new Int32Array(buffer);
-    // struct fuse_out_header {len, error, unique}, struct fuse_notify_retrieve_out {notify_unique,
-    // nodeid, offset, size, padding} (linux/fuse.h). Zero bytes are asked for: the answer is what counts.
-    this.#message.writeUInt32LE(MESSAGE_BYTES, 0);
-    this.#message.writeInt32LE(FUSE_NOTIFY_RETRIEVE, 4);
-    this.#message.writeUInt32LE(WAKE_NODE_ID, 24);
+    // Zero bytes are asked for: the answer is what counts.
+    putRetrieve(this.#message, 0, WAKE_NODE_ID, 0);
   }
 
   /** Makes the mount thread drain its ports soon. Cheap when it was woken already. Never throws. */

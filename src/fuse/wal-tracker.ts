@@ -42,6 +42,19 @@ export class WalTracker {
     return this.#frameBytes === 0 ? 0 : this.#frameBytes - FRAME_HEADER_BYTES;
   }
 
+  /**
+   * Whether a wal-index of this WAL lacks the frame to which the byte before `endBytes` belongs. That is asked of one commit: what
+   * ends last here may be a dead one, of which only the first frames were overwritten.
+   */
+  isMissingIn(
+    index: { readonly salt1: number; readonly salt2: number; readonly mxFrame: number },
+    endBytes: number,
+  ): boolean {
+    const same =
+      this.#header.readUInt32BE(16) === index.salt1 && this.#header.readUInt32BE(20) === index.salt2;
+    return same && index.mxFrame < Math.ceil((endBytes - WAL_HEADER_BYTES) / this.#frameBytes);
+  }
+
   /** What a write would destroy, if anything; asked before it is performed. */
   destroys(offset: number, length: number, walBytes: number): WalDestruction | undefined {
     if (length === 0) return undefined;

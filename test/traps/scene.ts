@@ -81,16 +81,24 @@ export class StoppedWriter {
   readonly #child: ChildProcess;
   #output = '';
   readonly ended: Promise<unknown>;
+  readonly #exited: Promise<unknown>;
 
   private constructor(child: ChildProcess) {
     this.#child = child;
+    this.#exited = once(child, 'exit');
     for (const stream of [child.stdout, child.stderr]) {
       stream?.on('data', (text: Buffer) => (this.#output += text.toString()));
     }
     this.ended = once(child, 'close');
   }
 
-  static async #start(path: string, sql: string[], point: StopPoint, signal: string): Promise<StoppedWriter> {
+  static async #start(
+    path: string,
+    sql: string[],
+    point: StopPoint,
+    signal: string,
+    held = false,
+  ): Promise<StoppedWriter> {
     const library = await buildLibrary();
     const env = {
       ...process.env,
@@ -98,18 +106,26 @@ export class StoppedWriter {
       STOP_AT: point.at,
       STOP_FILE: point.file,
       STOP_SIGNAL: signal,
+      ...(held && { STOP_HOLD: '1' }),
     };
     const args = ['-bail', '-cmd', '.timeout 20000', path, sql.join(';\n')];
-    const child = spawn('sqlite3', args, { env, stdio: ['ignore', 'pipe', 'pipe'] });
+    const child = spawn('sqlite3', args, { env, stdio: ['ignore', 'pipe', 'pipe', 'pipe'] });
     child.once('close', () => rmSync(dirname(library), { recursive: true, force: true }));
     return new StoppedWriter(child);
   }
 
-  /** Runs SQL until the point, where the process is killed; resolves when it is gone. */
-  static async killed(path: string, sql: string[], point: StopPoint): Promise<void> {
-    const writer = await StoppedWriter.#start(path, sql, point, 'KILL');
-    await writer.ended;
+  /**
+   * Runs SQL until the point, where the process is killed; resolves when it is gone. What it has open stays so, in a
+   * child that it leaves behind, until what this returns is called.
+   */
+  static async killed(path: string, sql: string[], point: StopPoint): Promise<() => Promise<void>> {
+    const writer = await StoppedWriter.#start(path, sql, point, 'KILL', true);
+    await writer.#exited;
     if (writer.#child.signalCode !== 'SIGKILL') throw new Error(`it was not killed: ${writer.#output}`);
+    return async () => {
+      writer.#child.stdio[3]?.destroy();
+      await writer.ended;
+    };
   }
 
   /** Runs SQL until the point, where the process stops until `continue`. */

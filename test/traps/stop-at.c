@@ -8,6 +8,7 @@
  *                zero-header    before the header of a journal is overwritten with zeros
  *   STOP_FILE    how the name of that file ends; for super-journals, what it holds
  *   STOP_SIGNAL  KILL or STOP
+ *   STOP_HOLD    a child keeps all descriptors open after that, until descriptor 3 is closed at its other end
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -26,6 +27,12 @@ static int at(const char *point, const char *path) {
 static void stop(void) {
   const char *signal = getenv("STOP_SIGNAL");
   unsetenv("STOP_AT"); /* once */
+  if (getenv("STOP_HOLD") && fork() == 0) {
+    char end;
+    for (int fd = 0; fd < 3; fd++) close(fd);
+    while (read(3, &end, 1) > 0) continue;
+    _exit(0);
+  }
   raise(signal && !strcmp(signal, "STOP") ? SIGSTOP : SIGKILL);
 }
 
