@@ -53,6 +53,8 @@ export function staticClusterId(config: Config): string {
   return `static-${createHash('sha256').update(primary).digest('hex').slice(0, 16)}`;
 }
 
+const WAIT_MS_MIN = 1000;
+
 async function agree(adapter: LeaseAdapter, ttlMs: number): Promise<JoinedCluster> {
   // An empty store may be one that was wiped under a living cluster, whose nodes put themselves back within a heartbeat
   // or two. A cluster founded there meanwhile would stop them all.
@@ -64,7 +66,8 @@ async function agree(adapter: LeaseAdapter, ttlMs: number): Promise<JoinedCluste
     if (member) return { clusterId: member.clusterId };
     const waitMs = patientUntilMs - monotonicMs();
     if (waitMs > 0) {
-      await adapter.watch(version, waitMs);
+      // How long it may take to answer goes by how long it shall wait: a rest of milliseconds would be taken for an outage.
+      await adapter.watch(version, Math.max(waitMs, WAIT_MS_MIN));
       continue;
     }
     const clusterId = randomUUID();
