@@ -16,6 +16,8 @@ import type { RoleSwitch } from './role.js';
 export const HAND_OFF_WAIT_MS = 5000;
 /** One attempt at all locks together; between two attempts writers go on. */
 const LOCK_ATTEMPT_MS = 250;
+/** The applier gives up on a lock in time: when it does not, it is stuck. */
+const STUCK_MS = 2 * LOCK_ATTEMPT_MS;
 /** A successor that takes longer for what was committed when it was asked is not near enough to hold writers up for it. */
 const NEAR_MS = 100;
 /** Nobody can write from here on: what the successor still lacks is a few transactions, or it does not answer. */
@@ -157,6 +159,23 @@ export class HandOff {
 
   /** SQLite's write locks on all databases; one that cannot be had in time is left out: its writer gets an error. */
   async #lockAll(waitMs: number): Promise<void> {
+    const { roles, events } = this.#parts;
+    // A commit that waits for replicas by its journal's unlink holds the kernel's lock on that folder, in which the applier then
+    // opens nothing. It is waited for as any writer; the pause ends it with an error, and the applier goes on.
+    const stuck = setTimeout(() => {
+      const message = 'commits that wait for replicas get an error: their databases cannot be locked';
+      events.add('hand-off-cuts-off', message, { level: 'warn' });
+      // Nothing can be done about a mount that answers no more.
+      roles.pauseWrites().catch(() => undefined);
+    }, waitMs + STUCK_MS);
+    try {
+      await this.#takeLocks(waitMs);
+    } finally {
+      clearTimeout(stuck);
+    }
+  }
+
+  async #takeLocks(waitMs: number): Promise<void> {
     const { applier, store, events } = this.#parts;
     const limitMs = monotonicMs() + waitMs;
     for (;;) {

@@ -31,7 +31,7 @@ const insert = async (node: TestNode, n: number): Promise<void> => {
   await node.sql('app.db', `INSERT INTO t VALUES (${n})`);
 };
 
-it('has a new primary after a kill -9, reads only while Consul hangs, and goes on by itself', async () => {
+it('has a new primary after a kill -9, hands over and back, reads only while Consul hangs, and goes on by itself', async () => {
   cluster = await TestCluster.start({ ttl: `${TTL_MS}ms`, config: inConsul(consul.url) });
   const [first, second] = [cluster.node(1), cluster.node(2)];
   await first.sql('app.db', 'PRAGMA journal_mode=wal', 'CREATE TABLE t(n)', 'INSERT INTO t VALUES (1)');
@@ -54,20 +54,29 @@ it('has a new primary after a kill -9, reads only while Consul hangs, and goes o
   );
   await first.start();
   await cluster.caughtUp('app.db');
+  for (const [node, n] of [
+    [first, 3],
+    [second, 4],
+  ] as const) {
+    // Refused until the others have heard of it again.
+    const promote = ['promote', '--url', `http://127.0.0.1:${node.httpPort}`];
+    await waitFor(`${node.id} to be handed the lease`, async () => (await runCli(promote)).code === 0);
+    await insert(node, n);
+  }
 
   consul.signal('SIGSTOP');
   await waitFor('the primary to be fenced', async () => (await second.status()).role === 'fenced');
   await expect(insert(second, 666)).rejects.toThrow(/readonly|disk I\/O/);
-  expect(await second.sql('app.db', 'SELECT group_concat(n) FROM t')).toBe('1,2');
+  expect(await second.sql('app.db', 'SELECT group_concat(n) FROM t')).toBe('1,2,3,4');
   const { events } = await second.status();
   expect(events.map(({ message }) => message).join('\n')).toMatch(
     /writes are refused: no renewal succeeded before the deadline \(.*(Consul at http|no answer).*\)/,
   );
   consul.signal('SIGCONT');
   const primary = await cluster.primary();
-  await insert(primary, 3);
+  await insert(primary, 5);
   await cluster.assertSame('app.db');
-  expect(await primary.sql('app.db', 'SELECT group_concat(n) FROM t')).toBe('1,2,3');
+  expect(await primary.sql('app.db', 'SELECT group_concat(n) FROM t')).toBe('1,2,3,4,5');
 });
 
 it('says what is wrong and leaves no data when Consul is not there at the first start', async () => {

@@ -28,8 +28,14 @@ export class Load {
 
   static readonly table = 'CREATE TABLE t(writer, n INTEGER, body, PRIMARY KEY(writer, n))';
 
-  /** Ends the writers. Fails unless every acknowledged row is on every node; returns how it went. */
-  async finish(cluster: TestCluster): Promise<{ rows: number; longestGapMs: number; errors: string[] }> {
+  /**
+   * Ends the writers. Fails unless every acknowledged row is on every node; returns how it went. `longestGapsMs`: in each of `spans`
+   * (ms of the epoch), the longest time without an acknowledged row that was not over when it began.
+   */
+  async finish(
+    cluster: TestCluster,
+    spans: readonly (readonly [number, number])[] = [],
+  ): Promise<{ rows: number; longestGapMs: number; longestGapsMs: number[]; errors: string[] }> {
     for (const { child } of this.#writers) child.stdin.end();
     const reports = await Promise.all(
       this.#writers.map(async ({ report }) => JSON.parse(await report) as Report),
@@ -51,6 +57,10 @@ export class Load {
     return {
       rows: at.length,
       longestGapMs: Math.round(Math.max(...gaps)),
+      longestGapsMs: spans.map(([from, to]) => {
+        const within = gaps.filter((gap, i) => at[i]! >= from && at[i]! - gap <= to);
+        return Math.round(Math.max(...within));
+      }),
       errors: reports.flatMap((report) => Object.entries(report.errors).map(([text, n]) => `${n}x ${text}`)),
     };
   }
