@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, rmSync, statSync, unlinkSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, unlinkSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { MessageChannel } from 'node:worker_threads';
@@ -240,6 +240,42 @@ describe('the capture service', () => {
     while (ltx.next());
     expect(ltx.trailer.postApplyChecksum).toBe(source.file.postApplyChecksum);
     expect(log.contains({ txid: source.file.maxTxid, checksum: source.file.postApplyChecksum })).toBe(true);
+    db.close();
+  });
+});
+
+describe('a first copy while a rollback-mode transaction runs', () => {
+  it('has no page of it when it is rolled back (trap 8)', async () => {
+    const { db, paths } = makeDatabase('a.db');
+    for (let i = 0; i < 50; i++) db.exec('insert into t(x) values (randomblob(3000))');
+    db.pragma('journal_mode = delete');
+    service.promote(1n);
+    const committed = readFileSync(paths.database);
+    db.pragma('cache_size = 5');
+    db.exec('begin; update t set x = randomblob(3000)');
+    expect(readFileSync(paths.database).equals(committed)).toBe(false);
+    const source = await buildSnapshot(
+      {
+        position: async (name) => service.position(name),
+        readCommittedPages: async (name, pgnos) => {
+          const pages = service.database(name).readCommitted(pgnos);
+          // All pages were read once, most of them as the transaction has written them.
+          if (pages.commitPages <= Math.max(...pgnos) && db.inTransaction) db.exec('rollback');
+          return pages;
+        },
+        differingPages: async (name, first, theirs) => service.database(name).differing(first, theirs),
+      },
+      'a.db',
+      Log.open(paths.ltx, { repair: false }),
+      dataDir,
+    );
+    const chunks: Buffer[] = [];
+    for await (const chunk of source.chunks()) chunks.push(chunk);
+    const ltx = LtxDecoder.fromBuffer(Buffer.concat(chunks));
+    while (ltx.next()) {
+      const at = (ltx.pgno - 1) * ltx.page.length;
+      expect(committed.subarray(at, at + ltx.page.length).equals(ltx.page)).toBe(true);
+    }
     db.close();
   });
 });
