@@ -14,6 +14,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { stringify } from 'yaml';
 import type { NodeStatus } from '../../src/observability/node-status.js';
+import type { Place } from './network.js';
 
 /**
  * Real daemons for tests: a TestCluster is a folder with a lease file and some TestNodes, each a
@@ -37,13 +38,16 @@ process.on('exit', () => {
 export interface NodeOptions {
   driver?: 'kernel' | 'fuse-native';
   candidate?: boolean;
+  /** In another network namespace; the other nodes must be in some too. */
+  place?: Place;
+  /** Other than the cluster's. */
+  ttl?: string;
   /** More configuration, merged section by section. */
   config?: Record<string, Record<string, unknown>>;
 }
 
 export interface ClusterOptions extends NodeOptions {
   nodes?: number;
-  ttl?: string;
 }
 
 export class TestCluster {
@@ -77,8 +81,8 @@ export class TestCluster {
   /** Makes a node's folder and configuration, without starting it. */
   async prepare(options: NodeOptions = {}): Promise<TestNode> {
     const id = `node${this.nodes.length + 1}`;
-    const node = new TestNode(id, join(this.dir, id), await freePort(), await freePort());
-    node.configure(join(this.dir, 'lease.db'), this.#ttl, options);
+    const node = new TestNode(id, join(this.dir, id), await freePort(), await freePort(), options.place);
+    node.configure(join(this.dir, 'lease.db'), options.ttl ?? this.#ttl, options);
     this.nodes.push(node);
     return node;
   }
@@ -177,6 +181,7 @@ export class TestNode {
     readonly dir: string,
     readonly httpPort: number,
     readonly peerPort: number,
+    readonly place: Place = { address: '127.0.0.1', namespace: undefined },
   ) {
     this.mountDir = join(dir, 'mnt');
     this.dataDir = join(dir, 'data');
@@ -201,8 +206,8 @@ export class TestNode {
     const config: Record<string, Record<string, unknown>> = {
       fuse: { dir: this.mountDir, driver: options.driver ?? 'kernel' },
       data: { dir: this.dataDir },
-      http: { addr: `127.0.0.1:${this.httpPort}` },
-      peer: { addr: `127.0.0.1:${this.peerPort}` },
+      http: { addr: `${this.place.address}:${this.httpPort}` },
+      peer: { addr: `${this.place.address}:${this.peerPort}` },
       node: { id: this.id },
       lease: { type: 'local', path: leasePath, ttl, candidate: options.candidate ?? true },
       log: { level: 'debug' },
@@ -228,7 +233,11 @@ export class TestNode {
       this.configPath,
       ...(command.length > 0 ? ['--', ...command] : []),
     ];
-    const child = spawn(process.execPath, args, { env: this.#env, stdio: ['ignore', 'pipe', 'pipe'] });
+    const { namespace } = this.place;
+    // Not `ip netns exec`, which would put its mount where nobody else sees it.
+    const inside = namespace === undefined ? [] : ['nsenter', `--net=/run/netns/${namespace}`];
+    const [program = '', ...rest] = [...inside, process.execPath, ...args];
+    const child = spawn(program, rest, { env: this.#env, stdio: ['ignore', 'pipe', 'pipe'] });
     child.stdout.on('data', (text: Buffer) => appendFileSync(this.logPath, text));
     child.stderr.on('data', (text: Buffer) => appendFileSync(this.logPath, text));
     children.add(child);
@@ -242,7 +251,9 @@ export class TestNode {
       () => `${this.id} to be ready; its log ends:\n${this.logTail()}`,
       async () => {
         if (!this.running) throw new Error(`${this.id} ended; its log:\n${this.logTail()}`);
-        const answer = await fetch(`http://127.0.0.1:${this.httpPort}/ready`).catch(() => undefined);
+        const answer = await fetch(`http://${this.place.address}:${this.httpPort}/ready`).catch(
+          () => undefined,
+        );
         return answer?.status === 200;
       },
       limitMs,
@@ -289,7 +300,7 @@ export class TestNode {
   }
 
   async status(): Promise<NodeStatus> {
-    const answer = await fetch(`http://127.0.0.1:${this.httpPort}/status`, {
+    const answer = await fetch(`http://${this.place.address}:${this.httpPort}/status`, {
       signal: AbortSignal.timeout(10_000),
     });
     if (!answer.ok) throw new Error(`${this.id} /status: ${answer.status} ${await answer.text()}`);
@@ -302,7 +313,7 @@ export class TestNode {
 
   /** A value of /metrics by its full name, labels and all: `kitefs_compensated_count{db="app.db"}`; 0 when it is not there. */
   async metric(name: string): Promise<number> {
-    const answer = await fetch(`http://127.0.0.1:${this.httpPort}/metrics`);
+    const answer = await fetch(`http://${this.place.address}:${this.httpPort}/metrics`);
     const line = (await answer.text()).split('\n').find((text) => text.startsWith(`${name} `));
     return Number(line?.slice(name.length + 1) ?? 0);
   }

@@ -76,6 +76,8 @@ function missingTestPackages() {
   const packages = missingRuntimePackages();
   if (!has('fusermount3') && !has('fusermount')) packages.push('fuse3');
   if (!hasLibrary('libfuse.so.2')) packages.push('libfuse2');
+  if (!has('ip')) packages.push('iproute2');
+  if (!has('mkfs.ext4')) packages.push('e2fsprogs');
   if (!has('go')) packages.push('golang-go');
   if (spawnSync('python3', ['-c', 'import venv, ensurepip']).status !== 0) packages.push('python3-venv');
   return packages;
