@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { TestCluster, waitFor } from '../helpers/cluster.js';
 import { Connection, StoppedWriter, type StopPoint } from './scene.js';
@@ -25,6 +26,10 @@ const COMMIT_POINTS: Readonly<Record<string, StopPoint>> = {
 };
 const MODES = Object.keys(COMMIT_POINTS);
 
+/** More than a cache of five pages holds: SQLite writes pages into the database before the transaction commits. */
+const FILL = `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300)
+  INSERT INTO t SELECT randomblob(1000) FROM n`;
+
 it('refuses every kind of commit once another node is primary, and readers go on (traps 10, 14, 22)', async () => {
   const [first, second] = [cluster.node(1), cluster.node(2)];
   for (const mode of MODES) {
@@ -35,8 +40,6 @@ it('refuses every kind of commit once another node is primary, and readers go on
       'INSERT INTO t VALUES (1)',
     );
   }
-  const fill = `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300)
-    INSERT INTO t SELECT randomblob(1000) FROM n`;
   const spilled = await Connection.open(
     first.path('spilled.db'),
     'PRAGMA journal_mode=delete',
@@ -47,7 +50,7 @@ it('refuses every kind of commit once another node is primary, and readers go on
   );
   for (const name of [...MODES.map((mode) => `${mode}.db`), 'spilled.db']) await cluster.caughtUp(name);
   await spilled.run('BEGIN');
-  await spilled.run(fill);
+  await spilled.run(FILL);
   const writers = await Promise.all(
     Object.entries(COMMIT_POINTS).map(async ([mode, point]) => {
       return await StoppedWriter.stopped(
@@ -78,6 +81,37 @@ it('refuses every kind of commit once another node is primary, and readers go on
     await cluster.assertSame(name);
     expect(await first.sql(name, 'SELECT group_concat(n) FROM t'), name).toBe('1,2');
   }
+});
+
+it('reads a rollback-mode database whose transaction it refused, while no lease can be had (trap 14)', async () => {
+  const primary = await cluster.primary();
+  const name = 'unled.db';
+  const spilled = await Connection.open(
+    primary.path(name),
+    'PRAGMA journal_mode=delete',
+    'CREATE TABLE t(n)',
+    'INSERT INTO t VALUES (1)',
+    'PRAGMA cache_size=5',
+    'PRAGMA cache_spill=5',
+  );
+  await cluster.caughtUp(name);
+  await spilled.run('BEGIN');
+  await spilled.run(FILL);
+  // Nobody becomes primary, nobody a replica: no applier comes and rolls back.
+  const lock = await Connection.open(join(cluster.dir, 'lease.db'), 'BEGIN EXCLUSIVE');
+  try {
+    await waitFor('the primary to be fenced', async () => (await primary.status()).role === 'fenced');
+    await expect(spilled.run('COMMIT')).rejects.toThrow(/IOERR|READONLY/);
+    await spilled.run('ROLLBACK').catch(() => undefined); // SQLite has done it when the COMMIT failed
+    expect(await primary.sql(name, 'SELECT group_concat(n) FROM t')).toBe('1');
+    expect(await spilled.run('SELECT n FROM t')).toBe('1');
+  } finally {
+    await lock.run('ROLLBACK');
+    await lock.close();
+  }
+  await spilled.close();
+  await (await cluster.primary()).sql(name, 'INSERT INTO t VALUES (2)');
+  await cluster.assertSame(name);
 });
 
 it('loses no row whose COMMIT returned when it hands over under load (traps 13, 19)', async () => {
