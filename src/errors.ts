@@ -91,6 +91,21 @@ export const ERRORS = {
   }),
   ERR_DAEMON_PORT: row('Choose another address, or end what listens there.', { exit: 2 }),
 
+  ERR_HALT_ENDED: row('Look at the events of both nodes for why; then run the command again.', {
+    retry: true,
+    http: 409,
+    grpc: 9,
+  }),
+  ERR_HALT_HELD: row('Wait until whoever has it is done, or end that.', { retry: true, http: 409, grpc: 9 }),
+  ERR_HALT_JOURNAL_MODE: row(
+    'Run `PRAGMA journal_mode=wal` on the primary first, or the command on the primary itself.',
+    { http: 409, grpc: 9 },
+  ),
+  ERR_HALT_UNSUPPORTED: row('Run the command on the primary, or set `fuse.driver: kernel` on this node.', {
+    http: 409,
+    grpc: 9,
+  }),
+
   ERR_HTTP_LOOPBACK: row('Call it on the node itself, through 127.0.0.1, or set http.token.', {
     http: 403,
     grpc: 7,

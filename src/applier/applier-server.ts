@@ -1,6 +1,7 @@
 import type { EpochPosition, LogFile } from '../store/types.js';
 import type { ApplierContext } from './context.js';
 import { exportDatabase, importDatabase } from './copies.js';
+import { HaltWriters } from './halt-writers.js';
 import { HandOffLocks } from './hand-off-locks.js';
 import { makeJournalMode, recoverDatabase } from './journal-mode.js';
 import type { AppliedDatabase, ApplierCall } from './messages.js';
@@ -12,12 +13,14 @@ export class ApplierServer {
   readonly #context: ApplierContext;
   readonly #open = new Map<string, ReplicaDatabase>();
   readonly #locks: HandOffLocks;
+  readonly #halts: HaltWriters;
   /** Per database, the end of the calls that may not overlap. */
   readonly #turns = new Map<string, Promise<unknown>>();
 
   constructor(context: ApplierContext) {
     this.#context = context;
     this.#locks = new HandOffLocks(context);
+    this.#halts = new HaltWriters(context);
   }
 
   async call(call: ApplierCall): Promise<unknown> {
@@ -37,6 +40,7 @@ export class ApplierServer {
         return await this.#close(call.args.name);
       case 'closeAll':
         this.#locks.release();
+        this.#halts.releaseAll();
         await Promise.all([...this.#open.keys()].map((name) => this.#close(name)));
         return undefined;
       case 'recover':
@@ -49,6 +53,12 @@ export class ApplierServer {
         return await this.#locks.take(call.args.names, call.args.timeoutMs);
       case 'unlock':
         return this.#locks.release();
+      case 'halt':
+        return await this.#halts.take(call.args.name, call.args.timeoutMs);
+      case 'haltWrite':
+        return await this.#halts.write(call.args.name, call.args.path);
+      case 'unhalt':
+        return this.#halts.release(call.args.name);
       case 'export':
         return await this.#export(call.args.name, call.args.path);
       case 'import':

@@ -157,6 +157,23 @@ export class Applier {
     return this.#call('unlock', {});
   }
 
+  /**
+   * Takes SQLite's write lock on a database of the primary for a replica that writes it (HALT), until `unhalt`. Rejects with
+   * ERR_APPLIER_LOCKED when it is not had in time, ERR_HALT_JOURNAL_MODE when the database is not in WAL mode.
+   */
+  halt(name: string, timeoutMs: number): Promise<void> {
+    return this.#call('halt', { name, timeoutMs });
+  }
+
+  /** Commits the transaction in a verified LTX file under that lock, durably. Rejects with ERR_HALT_ENDED without the lock. */
+  haltWrite(name: string, path: string): Promise<void> {
+    return this.#call('haltWrite', { name, path });
+  }
+
+  unhalt(name: string): Promise<void> {
+    return this.#call('unhalt', { name });
+  }
+
   /** A consistent copy at `path` (replaced), made while others read and write. */
   export(name: string, path: string): Promise<void> {
     return this.#call('export', { name, path });

@@ -44,6 +44,9 @@ export interface ApplierCalls {
   makeJournalMode: [{ name: string; mode: JournalMode }, JournalMode];
   lock: [{ names: readonly string[]; timeoutMs: number }, readonly Unlocked[]];
   unlock: [Record<string, never>, void];
+  halt: [{ name: string; timeoutMs: number }, void];
+  haltWrite: [{ name: string; path: string }, void];
+  unhalt: [{ name: string }, void];
   export: [{ name: string; path: string }, void];
   import: [{ name: string; path: string }, void];
   readWal: [{ name: string; sizeBytes: number }, void];

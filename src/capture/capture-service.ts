@@ -56,6 +56,8 @@ export class CaptureService {
   /** Databases that the check has found damaged. They are captured on, but the mount takes no more writes for them. */
   readonly #damaged = new Set<string>();
   readonly #replicaWaits: ReplicaWaits;
+  /** Databases of a replica that its applications write. */
+  readonly #halted = new Set<string>();
   #epoch: bigint | undefined;
   #stopped = false;
 
@@ -98,7 +100,7 @@ export class CaptureService {
     const name = this.#names.get(request.slot);
     if (name === undefined) return EIO;
     try {
-      if (this.#epoch === undefined) return this.#answerIdle(request);
+      if (!this.#isCaptured(name)) return this.#answerIdle(request);
       if (request.op === 'replicas')
         return await this.#untilReplicasHave(name, request.slot, request.endBytes);
       const before = this.#databases.get(name)?.position.txid ?? 0n;
@@ -157,12 +159,13 @@ export class CaptureService {
   /** See Capture.promote. */
   promote(epoch: bigint): PromotedDatabase[] {
     this.#closeAll();
+    this.#halted.clear();
     this.#epoch = epoch;
     this.#broken.clear();
     const promoted: PromotedDatabase[] = [];
     for (const name of this.#storedNames()) {
       try {
-        const database = this.#open(name, (opened, wasOpen) => {
+        const database = this.#open(name, epoch, (opened, wasOpen) => {
           const { current } = opened.load();
           opened.reconcile(wasOpen || !current);
         });
@@ -178,6 +181,46 @@ export class CaptureService {
       }
     }
     return promoted;
+  }
+
+  /** See Capture.halt. */
+  halt(name: string, epoch: bigint, at: EpochPosition): void {
+    this.#open(name, epoch, (opened) => {
+      // The WAL is the applier's, out of this log, though the log's last file may be one of ours.
+      const { current } = opened.load({ walIsLogged: true });
+      const { txid, checksum } = opened.position;
+      const isThere = current && txid === at.txid && checksum === at.checksum;
+      if (isThere && opened.differences([1]).length === 0) return;
+      throw new KiteError('ERR_HALT_ENDED', `${name} is not where the primary is, at TXID ${at.txid}`);
+    });
+    this.#halted.add(name);
+  }
+
+  /** See Capture.unhalt. */
+  async unhalt(name: string): Promise<EpochPosition | undefined> {
+    const database = this.#databases.get(name);
+    if (!database || !this.#halted.delete(name)) return undefined;
+    this.#databases.delete(name);
+    const slots = [...this.#names].filter(([, named]) => named === name).map(([slot]) => slot);
+    try {
+      for (const slot of slots) database.published(this.#signal.publishedEnd(slot));
+      database.drain();
+      await database.log.sync();
+      database.flush();
+      rmSync(this.#markerOf(name), { force: true });
+      return database.position;
+    } finally {
+      database.close();
+      for (const slot of slots) {
+        this.#signal.release(slot);
+        this.#failing.delete(slot);
+      }
+    }
+  }
+
+  /** Whether commits in this database are this node's own now. */
+  #isCaptured(name: string): boolean {
+    return this.#epoch !== undefined || this.#halted.has(name);
   }
 
   /** See Capture.demote. */
@@ -198,6 +241,7 @@ export class CaptureService {
       }
     }
     this.#closeAll();
+    this.#halted.clear();
     this.#epoch = undefined;
   }
 
@@ -249,8 +293,8 @@ export class CaptureService {
   #captureStep(slot: DatabaseSlot): boolean {
     const name = this.#names.get(slot);
     // The name of a slot comes by message, which may be behind the first commit.
-    if (name === undefined) return this.#epoch !== undefined;
-    if (this.#epoch === undefined || this.#broken.has(name)) return false;
+    if (name === undefined) return this.#epoch !== undefined || this.#halted.size > 0;
+    if (!this.#isCaptured(name) || this.#broken.has(name)) return false;
     try {
       const step = this.#known(name).captureWal(this.#signal.claim(slot)).next();
       if (step.done !== true) return true;
@@ -330,11 +374,15 @@ export class CaptureService {
   }
 
   #known(name: string): DatabaseCapture {
-    return this.#databases.get(name) ?? this.#open(name, (database) => database.load());
+    const known = this.#databases.get(name);
+    return known ?? this.#open(name, this.#epoch as bigint, (database) => database.load());
   }
 
-  #open(name: string, start: (database: DatabaseCapture, wasOpen: boolean) => void): DatabaseCapture {
-    const epoch = this.#epoch as bigint;
+  #open(
+    name: string,
+    epoch: bigint,
+    start: (database: DatabaseCapture, wasOpen: boolean) => void,
+  ): DatabaseCapture {
     const { ltx, directory } = databasePaths(this.#options.dataDir, name);
     // Repaired when the node started; whatever came since this process has written whole. Verifying it all again would keep
     // the writers of a hand-off waiting.

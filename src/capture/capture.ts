@@ -129,6 +129,20 @@ export class Capture extends EventEmitter<CaptureEvents> {
     return this.#call('demote', {});
   }
 
+  /**
+   * On a replica whose applications are about to write this database (HALT): takes it over from the applier, which has closed it
+   * at exactly `at`, the end of the log, and captures from then on under `epoch`. Each commit is told by `awaits`. Rejects
+   * with ERR_HALT_ENDED when it is not there.
+   */
+  halt(name: string, epoch: bigint, at: EpochPosition): Promise<void> {
+    return this.#call('halt', { name, epoch, at });
+  }
+
+  /** Ends that, as `demote` does for all. Returns the end of the log; undefined when the database was not captured. */
+  unhalt(name: string): Promise<EpochPosition | undefined> {
+    return this.#call('unhalt', { name });
+  }
+
   position(name: string): Promise<EpochPosition | undefined> {
     return this.#call('position', { name });
   }

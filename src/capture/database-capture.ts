@@ -81,11 +81,12 @@ export class DatabaseCapture {
 
   /**
    * Loads the log's end and adds to the log what committed transactions in the WAL it lacks. SQLite must not
-   * have touched the database since the crash (trap 7). Returns whether the checksums were current.
+   * have touched the database since the crash (trap 7). `walIsLogged`: the log lacks nothing of what the WAL holds now.
+   * Returns whether the checksums were current.
    */
-  load(): { current: boolean } {
+  load({ walIsLogged = false } = {}): { current: boolean } {
     const loaded = this.#log.load();
-    this.#passCapturedFrames();
+    this.#passCapturedFrames(walIsLogged);
     finish(this.#captureUpTo(Infinity));
     return loaded;
   }
@@ -315,12 +316,12 @@ export class DatabaseCapture {
   }
 
   /** Goes past the frames that the log's last file says it has, without emitting them. */
-  #passCapturedFrames(): void {
+  #passCapturedFrames(walIsLogged: boolean): void {
     const last = this.log.lastFile;
     if (!last) return;
     const { nodeId, walOffset, walSizeBytes, walSalt1, walSalt2 } = readLtxHeader(last);
     // Another node's file means another WAL: ours was written by the applier, out of that same log.
-    const foreign = nodeId !== this.#options.nodeId;
+    const foreign = walIsLogged || nodeId !== this.#options.nodeId;
     const end = foreign ? Infinity : walOffset + walSizeBytes;
     finish(this.#acceptWal(end, (salt1, salt2) => foreign || (salt1 === walSalt1 && salt2 === walSalt2)));
   }

@@ -77,6 +77,8 @@ export interface CaptureCalls {
   recover: [{ name: string }, EpochPosition | undefined];
   promote: [{ epoch: bigint }, PromotedDatabase[]];
   demote: [Record<string, never>, void];
+  halt: [{ name: string; epoch: bigint; at: EpochPosition }, void];
+  unhalt: [{ name: string }, EpochPosition | undefined];
   position: [{ name: string }, EpochPosition | undefined];
   pages: [{ name: string; pgnos: number[] }, CommittedPages];
   differing: [{ name: string; firstPgno: number; theirs: Uint32Array }, DifferingPages];

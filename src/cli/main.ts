@@ -107,15 +107,25 @@ function program(): Command {
     .option(...URL_OPTION)
     .option(...WAIT_OPTION)
     .option('--promote', 'make the node the primary first; when that fails, nothing is run')
+    .option(
+      '--with-halt-lock-on <db>',
+      'let the command write this database from a replica; the primary’s writers of it wait meanwhile',
+    )
     .option('--if-candidate', 'run nothing, with success, on a node that can never be primary')
     .action(
       async (
         words: string[],
-        options: { url: string; wait: string; promote?: boolean; ifCandidate?: boolean },
+        options: {
+          url: string;
+          wait: string;
+          promote?: boolean;
+          ifCandidate?: boolean;
+          withHaltLockOn?: string;
+        },
       ) => {
         const { run } = await import('./role.js');
-        const { url, wait, promote = false, ifCandidate = false } = options;
-        process.exitCode = await run(words, { url, wait, promote, ifCandidate });
+        const { url, wait, promote = false, ifCandidate = false, withHaltLockOn: haltLockOn } = options;
+        process.exitCode = await run(words, { url, wait, promote, ifCandidate, haltLockOn });
       },
     );
 

@@ -1,9 +1,11 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { constants } from 'node:os';
+import { isAbsolute, relative } from 'node:path';
 import { parseDuration } from '../config/values.js';
 import { KiteError } from '../errors.js';
 import type { NodeStatus } from '../observability/node-status.js';
+import { Halt } from './halt.js';
 import { callNode } from './node-client.js';
 import { print } from './output.js';
 
@@ -38,11 +40,16 @@ export interface RunOptions {
   readonly promote: boolean;
   readonly ifCandidate: boolean;
   readonly wait: string;
+  /** A database, by its name or by its path in the mount. */
+  readonly haltLockOn: string | undefined;
 }
 
 /** `kitefs run`: promotes this node if asked to, then runs a command; returns its exit code (128 + signal). */
 export async function run(words: readonly string[], options: RunOptions): Promise<number> {
-  const { url, ifCandidate, wait } = options;
+  const { url, ifCandidate, wait, haltLockOn } = options;
+  if (options.promote && haltLockOn !== undefined) {
+    throw new KiteError('ERR_CLI_USAGE', '--promote and --with-halt-lock-on exclude each other');
+  }
   if (ifCandidate) {
     const status = (await (await callNode(url, '/status')).json()) as NodeStatus;
     if (!status.candidate) {
@@ -51,7 +58,22 @@ export async function run(words: readonly string[], options: RunOptions): Promis
     }
   }
   if (options.promote) await promote(url, { wait, acceptLoss: false });
-  return await runToEnd(words);
+  if (haltLockOn === undefined) return await runToEnd(words);
+  const halt = await Halt.acquire(url, await nameOf(url, haltLockOn), waitMs(wait));
+  try {
+    return await runToEnd(words);
+  } finally {
+    await halt.release();
+  }
+}
+
+/** LiteFS takes the path of the database in the mount. */
+async function nameOf(url: string, database: string): Promise<string> {
+  if (!isAbsolute(database)) return database;
+  const { mount } = (await (await callNode(url, '/status')).json()) as NodeStatus;
+  const name = relative(mount.dir, database);
+  if (!name.startsWith('..')) return name;
+  throw new KiteError('ERR_CLI_USAGE', `--with-halt-lock-on: ${database} is not in the mount ${mount.dir}`);
 }
 
 async function runToEnd([command = '', ...args]: readonly string[]): Promise<number> {

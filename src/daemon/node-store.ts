@@ -14,6 +14,7 @@ import { readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
+import { markServed } from '../applier/boot-marker.js';
 import type { Applier } from '../applier/applier.js';
 import type { AppliedDatabase } from '../applier/messages.js';
 import type { Capture } from '../capture/capture.js';
@@ -21,7 +22,7 @@ import { buildSnapshot } from '../capture/first-copy.js';
 import type { Logger } from '../observability/log.js';
 import type { CheckProgress } from '../store/background-check.js';
 import { KiteError, toKiteError } from '../errors.js';
-import { formatPosition, formatTxid, NO_POSITION } from '../ltx/position.js';
+import { formatPosition, formatTxid, NO_POSITION, samePosition } from '../ltx/position.js';
 import type { Metrics } from '../observability/metrics.js';
 import type {
   ChecksumSource,
@@ -52,6 +53,7 @@ const SMALL_FILE_BYTES = 256 << 10;
 
 const fsync = promisify(fsyncCallback);
 
+const HALT_POLL_MS = 2;
 /** How long a database may take to apply what it has before its pages are compared as they are. */
 const DRAIN_LIMIT_MS = 5000;
 /** Page checksums per message: 256 KiB. */
@@ -65,6 +67,8 @@ interface Entry {
   readonly log: Log;
   applied: AppliedDatabase | undefined;
   queue: ApplyQueue | undefined;
+  /** Applications of this replica write it (HALT): capture has the log and the database, nothing is applied. */
+  lent: boolean;
   /** What this node has is of no use; replication is told that nothing is here, so that a snapshot comes. */
   needsSnapshot: boolean;
   /** How far the full check behind the last start is. */
@@ -88,6 +92,8 @@ export interface NodeStoreOptions {
   readonly isPrimary: () => boolean;
   /** A database is not what its log says: the primary has to be asked for what differs. */
   readonly onResyncNeeded: (name: string) => void;
+  /** What arrives for a database that applications of this node write (HALT) shows that this is over: resolves when it is. */
+  readonly onHaltOver: (name: string) => Promise<void>;
 }
 
 /**
@@ -102,6 +108,7 @@ export class NodeStore implements ReplicationStore {
   readonly #logger: Logger;
   readonly #isPrimary: () => boolean;
   readonly #onResyncNeeded: (name: string) => void;
+  readonly #onHaltOver: (name: string) => Promise<void>;
   readonly #lostAndFound: LostAndFound;
   readonly #entries = new Map<string, Entry>();
   readonly #listeners = new Set<(change: StoreChange) => void>();
@@ -118,6 +125,7 @@ export class NodeStore implements ReplicationStore {
     this.#logger = options.logger;
     this.#isPrimary = options.isPrimary;
     this.#onResyncNeeded = options.onResyncNeeded;
+    this.#onHaltOver = options.onHaltOver;
     this.#lostAndFound = new LostAndFound(options.data.path);
     this.#capture.on('transaction', ({ name, file, bytes }) => {
       this.#entry(name).log.noted(file);
@@ -325,6 +333,15 @@ export class NodeStore implements ReplicationStore {
     return !exists(entry) || entry.log.beginsWithDatabase || entry.applied !== undefined;
   }
 
+  async arrives(name: string, meta: LogFileMeta): Promise<'new' | 'known'> {
+    const entry = this.#entries.get(name);
+    const end = { txid: meta.maxTxid, checksum: meta.postApplyChecksum };
+    // A snapshot is asked for where the log is of no use, whatever it holds.
+    if (entry && !entry.needsSnapshot && meta.minTxid > 1n && entry.log.contains(end)) return 'known';
+    await this.#endHalt(name);
+    return 'new';
+  }
+
   async receive(name: string, meta: LogFileMeta, replacement?: Replacement): Promise<IncomingFile> {
     const entry = this.#entry(name);
     const replaces = replacement?.difference === true || (meta.minTxid === 1n && entry.log.lastPosition);
@@ -346,6 +363,7 @@ export class NodeStore implements ReplicationStore {
   }
 
   async pageChecksums(name: string, pageSize: number): Promise<ChecksumSource | undefined> {
+    await this.#endHalt(name);
     const entry = this.#entries.get(name);
     const applier = this.#applier;
     if (!entry || !applier) return undefined;
@@ -388,6 +406,7 @@ export class NodeStore implements ReplicationStore {
 
   /** The primary has no such database: what is here was not dropped by an application, so it is set aside. */
   async drop(name: string, epoch: bigint): Promise<void> {
+    await this.#endHalt(name);
     const entry = this.#entries.get(name);
     if (!entry || !this.#applier || entry.log.lastFile?.commitPages === 0) return;
     await entry.queue?.stop();
@@ -420,6 +439,53 @@ export class NodeStore implements ReplicationStore {
     entry.error = new KiteError('ERR_APPLIER_DAMAGED', `database ${name}: page ${pgno} is not as committed`);
     this.#events.add('database-failed', entry.error.describe(), { database: name, level: 'error' });
     entry.queue.reopen();
+  }
+
+  // --- HALT: this replica writes a database
+
+  /**
+   * The applier lets go of a database when it has applied exactly `at`; the log is capture's from here on. Rejects with
+   * ERR_HALT_ENDED when `isOver` says so first; then nothing has changed.
+   */
+  async lend(name: string, at: EpochPosition, isOver: () => boolean): Promise<void> {
+    const entry = this.#entries.get(name);
+    const applier = this.#applier;
+    const isAt = (): boolean => {
+      const applied = entry?.applied?.position;
+      const end = entry?.log.lastPosition;
+      return applied !== undefined && end !== undefined && samePosition(applied, at) && samePosition(end, at);
+    };
+    while (!isAt() && !isOver()) await sleep(HALT_POLL_MS);
+    if (!entry || !applier || !isAt() || this.#entries.get(name) !== entry) {
+      throw new KiteError('ERR_HALT_ENDED', `${name} did not reach the primary's TXID ${at.txid} in time`);
+    }
+    entry.lent = true;
+    await entry.queue?.stop();
+    entry.queue = undefined;
+    await applier.close(name);
+    // As while the applier serves it: after a power cut the saved checksums say nothing.
+    markServed(databasePaths(this.#data.path, name).directory);
+  }
+
+  /** A transaction of ours was committed at the primary: readers here may see it. */
+  lentAt(name: string, file: LogFile): void {
+    const entry = this.#entries.get(name);
+    if (!entry?.lent) return;
+    const position = { txid: file.maxTxid, checksum: file.postApplyChecksum, epoch: file.epoch };
+    entry.applied = { position, pageCount: file.commitPages, pageSize: file.pageSize };
+    this.#tell({ kind: 'applied', name });
+  }
+
+  /** Capture has let go: the applier finds where the database is in the log as that is now, and follows it again. */
+  takeBack(name: string): void {
+    const entry = this.#entries.get(name);
+    if (!entry?.lent) return;
+    entry.lent = false;
+    this.#startQueue(entry);
+  }
+
+  async #endHalt(name: string): Promise<void> {
+    if (this.#entries.get(name)?.lent) await this.#onHaltOver(name);
   }
 
   // --- role changes
@@ -539,6 +605,7 @@ export class NodeStore implements ReplicationStore {
       log,
       applied: undefined,
       queue: undefined,
+      lent: false,
       needsSnapshot: false,
       check: undefined,
       error: undefined,
@@ -568,7 +635,7 @@ export class NodeStore implements ReplicationStore {
 
   #startQueue(entry: Entry): void {
     const applier = this.#applier;
-    if (!applier || entry.queue) return;
+    if (!applier || entry.queue || entry.lent) return;
     // Dropped, and nothing of it is left to remove.
     if (!exists(entry) && !existsSync(databasePaths(this.#data.path, entry.name).database)) return;
     const { log, name } = entry;

@@ -15,6 +15,8 @@ import { KiteError, toKiteError } from '../errors.js';
 import { ControlBlock, MountState } from '../fuse/control-block.js';
 import { Mount, type MountEvent } from '../fuse/mount.js';
 import { AdminServer } from '../http/server.js';
+import { HaltGrants } from '../halt/grants.js';
+import { HaltLocks, type Halted, type HaltRequest } from '../halt/locks.js';
 import type { ExportedDatabase, NodeApi } from '../http/node-api.js';
 import { behind } from '../lease/election.js';
 import { Lease } from '../lease/lease.js';
@@ -59,6 +61,8 @@ export class Node implements NodeApi {
   #server!: ReplicationServer;
   #roles!: RoleSwitch;
   #durability!: Durability;
+  #haltGrants!: HaltGrants;
+  #haltLocks!: HaltLocks;
   #lease: Lease | undefined;
   #openingReadOnly: NodeJS.Timeout | undefined;
   #handOff: HandOff | undefined;
@@ -124,6 +128,8 @@ export class Node implements NodeApi {
       onStart: async (pid) => await this.#mount?.armApplier({ pid }),
       onRestart: () => {
         this.#metrics.applierRestarts.inc();
+        // The locks were those of the process that is gone.
+        this.#haltGrants?.endAll('the applier was started again').catch(() => undefined);
         this.#store.applierRestarted();
       },
       onEvent: (event) => this.#onApplierEvent(event),
@@ -149,6 +155,7 @@ export class Node implements NodeApi {
       logger: this.#logger,
       isPrimary: () => isHolder(this.#role),
       onResyncNeeded: (name) => this.#roles.client?.resync(name),
+      onHaltOver: (name) => this.#haltLocks.end(name, 'the primary has gone on without it'),
     });
     this.#store.openLogs({ repair: true });
     this.#undo.push(() => this.#store.close());
@@ -178,6 +185,24 @@ export class Node implements NodeApi {
     if (this.#applier.pid !== undefined) await this.#mount.armApplier({ pid: this.#applier.pid });
     this.#undo.push(() => this.#applier.stop());
 
+    const onHalt = (kind: string, database: string, message: string): void => {
+      this.#events.add(kind, message, { database });
+    };
+    this.#haltGrants = new HaltGrants({
+      ttlMs: config.halt.ttlMs,
+      tmpDir,
+      control: this.#control,
+      applier: this.#applier,
+      capture: this.#capture,
+      onEvent: onHalt,
+    });
+    this.#haltLocks = new HaltLocks({
+      store: this.#store,
+      capture: this.#capture,
+      mount: this.#mount,
+      client: () => this.#roles.client,
+      onEvent: onHalt,
+    });
     this.#roles = new RoleSwitch({
       data: this.#data,
       control: this.#control,
@@ -186,6 +211,9 @@ export class Node implements NodeApi {
       mount: this.#mount,
       store: this.#store,
       events: this.#events,
+      endHalts: async (reason) => {
+        await Promise.all([this.#haltLocks.endAll(reason), this.#haltGrants.endAll(reason)]);
+      },
       client: {
         store: this.#store,
         secret: config.peer.secret,
@@ -211,7 +239,9 @@ export class Node implements NodeApi {
     });
     this.#undo.push(() => this.#durability.stop());
     this.#store.subscribe((change) => this.#durability.logged(change));
-    this.#capture.on('awaits', ({ id, name, position }) => this.#durability.commit(id, name, position));
+    this.#capture.on('awaits', ({ id, name, position }) => {
+      if (!this.#haltLocks.commit(id, name, position)) this.#durability.commit(id, name, position);
+    });
 
     this.#server = await ReplicationServer.start({
       address: formatAddress(config.peer.addr),
@@ -223,6 +253,7 @@ export class Node implements NodeApi {
       onHandOff: async (target, waitMs) => {
         await this.#runHandOff({ target, waitMs, reason: 'it asked for it' });
       },
+      halts: this.#haltGrants,
       onEvent: (event) => this.#onReplicaEvent(event),
       onBytes: (direction, bytes) => this.#metrics.streamBytes.inc({ direction }, bytes),
     });
@@ -401,6 +432,35 @@ export class Node implements NodeApi {
     return await this.#runHandOff({ target, waitMs, reason: 'an administrator asked for it' });
   }
 
+  async halt(request: HaltRequest): Promise<Halted> {
+    const { name } = request;
+    if (!this.#exists(name)) {
+      throw new KiteError('ERR_HTTP_NOT_FOUND', `there is no database ${name} on this node`);
+    }
+    if (this.#role === 'primary') {
+      // Its applications write anyway: nothing is held.
+      const position = await this.#capture.position(name);
+      return {
+        position: position ?? { ...NO_POSITION, epoch: 0n },
+        remainingMs: this.#config.halt.ttlMs,
+      };
+    }
+    if (this.#role !== 'replica') {
+      throw new KiteError('ERR_DAEMON_NOT_READY', `this node is ${this.#role}`);
+    }
+    if (this.#config.fuse.driver !== 'kernel') {
+      throw new KiteError(
+        'ERR_HALT_UNSUPPORTED',
+        'a replica cannot hold a commit until the primary has it with fuse.driver fuse-native',
+      );
+    }
+    return await this.#haltLocks.acquire(request);
+  }
+
+  async unhalt(name: string, id: number): Promise<void> {
+    await this.#haltLocks.release(name, id);
+  }
+
   // --- role
 
   async #runHandOff(request: HandOffRequest): Promise<string> {
@@ -481,6 +541,7 @@ export class Node implements NodeApi {
       case 'fenced':
         this.#control.deadlineNs = 0n;
         this.#durability.stop();
+        this.#haltGrants.endAll('the primary may not write any more').catch(() => undefined);
         this.#setRole('fenced', undefined);
         this.#events.add('fenced', `writes are refused: ${event.reason}`, { level: 'warn' });
         break;
@@ -682,6 +743,7 @@ export class Node implements NodeApi {
         this.#events.add('connected', `following ${event.primaryNodeId}, epoch ${event.epoch}`);
         break;
       case 'disconnected':
+        this.#haltLocks.endAll('the primary is not connected any more').catch(() => undefined);
         this.#logger.info({ retryMs: event.retryMs }, `not connected to the primary: ${event.error.message}`);
         break;
       case 'database-failed':
@@ -698,6 +760,7 @@ export class Node implements NodeApi {
         break;
       case 'disconnected':
         this.#durability.disconnected(event.nodeId);
+        this.#haltGrants.disconnected(event.nodeId);
         this.#events.add('replica-disconnected', `${event.nodeId}: ${event.reason}`);
         break;
       case 'refused':

@@ -22,6 +22,8 @@ export interface RoleParts {
   readonly mount: Mount;
   readonly store: NodeStore;
   readonly events: EventLog;
+  /** Ends what HALT has changed: capture or the applier has databases that are not its own. */
+  readonly endHalts: (reason: string) => Promise<void>;
   readonly client: Omit<ReplicationClientOptions, 'primaryAddress'>;
 }
 
@@ -100,6 +102,7 @@ export class RoleSwitch {
   becomePrimary(epoch: bigint, fetch: Fetch): Promise<void> {
     return this.#inTurn(async () => {
       const { data, capture, applier, store, events } = this.#parts;
+      await this.#parts.endHalts('this node becomes the primary');
       await this.#unfollowPrimary();
       if (this.#owner === 'none' && (fetch.must || !data.node.wasPrimary)) this.#follow();
       if (this.#owner === 'applier') {
@@ -144,6 +147,9 @@ export class RoleSwitch {
   becomeReplica(holder: LeaseHolder | undefined): Promise<void> {
     return this.#inTurn(async () => {
       const { data, control, capture, store, mount } = this.#parts;
+      const same = holder && this.#client && this.#followed?.nodeId === holder.nodeId;
+      // The applier would wait for its own locks, or find capture's databases.
+      if (!same) await this.#parts.endHalts('the primary has changed');
       if (this.#owner === 'capture') {
         await this.#unfollowPrimary();
         // The mount is fenced; a write that it was passing on at that moment has been passed on when it answers this, so
@@ -198,6 +204,7 @@ export class RoleSwitch {
   /** Lets go of everything, for a clean stop. */
   stop(): Promise<void> {
     return this.#inTurn(async () => {
+      await this.#parts.endHalts('this node stops');
       await this.#unfollowPrimary();
       await this.#parts.store.unfollow();
       this.#owner = 'none';

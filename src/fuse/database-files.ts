@@ -178,8 +178,8 @@ export class DatabaseFiles {
   }
 
   #writeWal(fd: number, data: Buffer, offset: number, by: Writer, answer: Answer): void {
-    const { control, gate } = this.#services;
-    if (!this.#mayChange(by)) return this.#refuse(answer, Errno.EIO);
+    const { gate } = this.#services;
+    if (!this.#mayChangeWal(by)) return this.#refuse(answer, Errno.EIO);
     if (this.#held) {
       if (this.#held.isRepeatedBy(offset, data)) return this.#hold(this.#held, by, answer);
       this.#held = undefined;
@@ -190,17 +190,19 @@ export class DatabaseFiles {
       const end = this.#wal.wrote(offset, bytes);
       this.#lastCommit = end > 0 ? { handle: by.handle, endBytes: offset + bytes.length } : undefined;
       // Asked again before the answer: a commit that is answered after the deadline could be lost (trap 10).
-      if (!this.#mayChange(by)) return answer(Errno.EIO);
+      if (!this.#mayChangeWal(by)) return answer(Errno.EIO);
       if (end > 0) {
         this.live = true;
-        if (control.state === MountState.primary) {
+        if (this.#isCaptured) {
           gate.walCommitted(this.slot, end);
-          if (this.#waitsForReplicas) return this.#holdCommit(offset, bytes, end, by, answer);
+          // With HALT the primary commits it first, whatever else is waited for there.
+          if (this.#waitsForReplicas || this.#isHalted)
+            return this.#holdCommit(offset, bytes, end, by, answer);
         }
       }
       answer(0);
     };
-    if (control.state !== MountState.primary) return perform(data);
+    if (!this.#isCaptured) return perform(data);
     const destroyed = this.#wal.destroys(offset, data.length, this.#wal.pageSize === 0 ? 0 : 1);
     if (!destroyed) return perform(data);
     const copy = Buffer.from(data);
@@ -229,7 +231,7 @@ export class DatabaseFiles {
     held.hold((errno) => {
       if (errno !== Errno.EINTR && this.#held === held) this.#held = undefined;
       // Asked again, as after every wait: after the deadline nothing is answered as done (trap 10).
-      answer(errno === Errno.EINTR || this.#mayChange(by) ? errno : Errno.EIO);
+      answer(errno === Errno.EINTR || this.#mayChangeWal(by) ? errno : Errno.EIO);
     });
   }
 
@@ -351,14 +353,14 @@ export class DatabaseFiles {
     answer: Answer,
     perform: () => void,
   ): void {
-    const { control, gate } = this.#services;
+    const { gate } = this.#services;
     if (sizeBytes >= this.#wal.committedEnd && this.#wal.committedEnd > 0) return perform();
-    if (!this.#mayChange(by)) {
+    if (!this.#mayChangeWal(by)) {
       // A checkpoint of any connection may end by emptying the WAL, once nothing is in it alone.
       if (this.#walPages.backfilledInto(this.paths.database)) return perform();
       return this.#refuse(answer, Errno.EACCES);
     }
-    if (control.state !== MountState.primary || this.#wal.pageSize === 0) return perform();
+    if (!this.#isCaptured || this.#wal.pageSize === 0) return perform();
     const change = { kind, fromBytes: sizeBytes, durable: this.#takeDurable() };
     gate.beforeWalChange(this.slot, change, (errno) =>
       errno === 0 ? guarded(answer, perform) : answer(errno),
@@ -513,6 +515,25 @@ export class DatabaseFiles {
     const { control, stopped } = this.#services;
     if (control.state !== MountState.primary) return by.privileged;
     return control.mayWrite() && !stopped.has(this.name);
+  }
+
+  /** The applications of this replica write it (HALT), and nobody else does: the applier has let go of it. */
+  get #isHalted(): boolean {
+    const { control, halted } = this.#services;
+    return halted.has(this.name) && control.state === MountState.replica;
+  }
+
+  /** Whether commits here are this node's own: then capture has to see them. */
+  get #isCaptured(): boolean {
+    return this.#services.control.state === MountState.primary || this.#isHalted;
+  }
+
+  /**
+   * With HALT an application changes the WAL and nothing else: all its commits come that way, and what a checkpoint writes
+   * into `database` is committed content, which any connection of a replica may write.
+   */
+  #mayChangeWal(by: Writer): boolean {
+    return this.#isHalted || this.#mayChange(by);
   }
 
   #refuse(answer: Answer, errno: number): void {

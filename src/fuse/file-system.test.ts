@@ -46,6 +46,7 @@ beforeEach(() => {
     candidate: true,
     waitsForReplicas: () => false,
     stopped: new Set<string>(),
+    halted: new Set<string>(),
     otherFiles: 'refuse',
     uid: undefined,
     gid: undefined,

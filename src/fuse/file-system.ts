@@ -407,7 +407,13 @@ export class FileSystem {
       return;
     }
     const writes = (flags & O_ACCMODE) !== O_RDONLY;
-    if (writes && !applier && node.database && node.kind !== 'shm' && this.#isReadOnlyFor(caller)) {
+    if (
+      writes &&
+      !applier &&
+      node.database &&
+      node.kind !== 'shm' &&
+      this.#isReadOnlyFor(caller, node.database)
+    ) {
       this.#services.refused(full, 'replica', 'this node can never be primary: open the database read-only');
       return reply(Errno.EACCES);
     }
@@ -460,7 +466,9 @@ export class FileSystem {
       kind === 'wal' || kind === 'journal' || kind === 'shm' ? this.#claim(databaseName) : undefined;
     if (
       readOnly &&
-      (kind === 'journal' || kind === 'super-journal' || (kind === 'wal' && this.#isReadOnlyFor(caller)))
+      (kind === 'journal' ||
+        kind === 'super-journal' ||
+        (kind === 'wal' && this.#isReadOnlyFor(caller, beside)))
     ) {
       // EACCES is what makes SQLite say "attempt to write a readonly database".
       this.#services.refused(databaseName, 'replica', 'this node is a replica: write on the primary');
@@ -510,7 +518,8 @@ export class FileSystem {
    * On a node that can never be primary nobody but the applier opens anything for writing. Where the driver knows
    * no process, the applier's SQLite connections look like any other: there writes are refused one by one.
    */
-  #isReadOnlyFor(caller: Caller): boolean {
+  #isReadOnlyFor(caller: Caller, files: DatabaseFiles | undefined): boolean {
+    if (files && this.#services.halted.has(files.name)) return false;
     return !this.#services.candidate && caller.pid !== 0;
   }
 

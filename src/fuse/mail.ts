@@ -7,6 +7,7 @@ export type ToMountThread =
   | { readonly op: 'arm'; readonly id: number; readonly pid: number; readonly names: readonly string[] }
   | { readonly op: 'changed'; readonly id: number }
   | { readonly op: 'stopWrites'; readonly id: number; readonly names: readonly string[] }
+  | { readonly op: 'halted'; readonly id: number; readonly names: readonly string[] }
   | { readonly op: 'special'; readonly id: number; readonly content: Uint8Array | undefined }
   | { readonly op: 'tick' }
   | { readonly op: 'stop' };

@@ -137,6 +137,14 @@ export class Mount {
     return this.#ask((id) => ({ op: 'stopWrites', id, names }));
   }
 
+  /**
+   * Databases of this replica that its applications write (HALT), from now on; they replace those of the last call. When it
+   * resolves no write of an application to another one is under way.
+   */
+  haltedHere(names: readonly string[]): Promise<void> {
+    return this.#ask((id) => ({ op: 'halted', id, names }));
+  }
+
   /** Unmounts, lazily; whoever still has files open gets errors, nothing hangs. Never throws. */
   stop(): Promise<void> {
     this.#stopping ??= this.#stop();

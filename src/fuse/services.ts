@@ -20,6 +20,8 @@ export interface MountServices {
   readonly candidate: boolean;
   /** Databases that capture cannot follow: what was written to them would be in no log, so nothing is. */
   readonly stopped: Set<string>;
+  /** Databases of a replica that its applications write meanwhile (HALT): each commit waits for the primary. */
+  readonly halted: ReadonlySet<string>;
   /** Whether a COMMIT in this database is answered only when replicas have it. */
   waitsForReplicas(name: string): boolean;
   readonly uid: number | undefined;

@@ -21,6 +21,7 @@ export class Serving {
   readonly #specials = new Map<number, (content: Buffer | undefined) => void>();
   readonly #refusals = new Map<string, { saidMs: number; count: number }>();
   readonly #stopped = new Set<string>();
+  readonly #halted = new Set<string>();
   #nextId = 1;
   #ended = false;
 
@@ -33,6 +34,7 @@ export class Serving {
       ...options,
       control: new ControlBlock(options.control),
       stopped: this.#stopped,
+      halted: this.#halted,
       gate: this.#gate ?? OPEN_GATE,
       waitsForReplicas: (name) => policyFor(options.durability, name) !== undefined,
       refused: (name, reason, message) => this.#refused(name, reason, message),
@@ -89,6 +91,10 @@ export class Serving {
     } else if (mail.op === 'stopWrites') {
       this.#stopped.clear();
       for (const name of mail.names) this.#stopped.add(name);
+      this.#post({ op: 'done', id: mail.id });
+    } else if (mail.op === 'halted') {
+      this.#halted.clear();
+      for (const name of mail.names) this.#halted.add(name);
       this.#post({ op: 'done', id: mail.id });
     } else if (mail.op === 'special') {
       const answer = this.#specials.get(mail.id);

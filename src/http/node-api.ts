@@ -1,3 +1,4 @@
+import type { Halted, HaltRequest } from '../halt/locks.js';
 import type { NodeStatus } from '../observability/node-status.js';
 
 /** What the admin server asks of a node. Failures are KiteErrors: their rows say the HTTP status. */
@@ -14,6 +15,9 @@ export interface NodeApi {
   promote(request: { readonly waitMs: number; readonly acceptLoss: boolean }): Promise<void>;
   /** On the primary: hands over to this node, or to whichever candidate has everything; resolves with its id. */
   handOff(target: string | undefined, waitMs: number): Promise<string>;
+  /** Lets applications of this node write a database though it is a replica (HALT); on the primary it does nothing. */
+  halt(request: HaltRequest): Promise<Halted>;
+  unhalt(name: string, id: number): Promise<void>;
 }
 
 export interface ExportedDatabase {

@@ -6,6 +6,7 @@ import { Readable } from 'node:stream';
 import { finished, pipeline } from 'node:stream/promises';
 import { isLoopback } from '../config/values.js';
 import { KiteError, toKiteError } from '../errors.js';
+import { formatPosition } from '../ltx/position.js';
 import type { AdminServerOptions } from './server.js';
 
 /** How long the rest of a refused body is read and thrown away. */
@@ -37,6 +38,8 @@ const ROUTES: Readonly<Record<string, Handler>> = {
   'POST /import': importDatabase,
   'POST /promote': promote,
   'POST /handoff': handOff,
+  'POST /halt': halt,
+  'DELETE /halt': unhalt,
 };
 
 /** Answers one request; never throws. */
@@ -89,6 +92,37 @@ async function handOff(exchange: Exchange): Promise<void> {
   const { node, response, url } = exchange;
   const primary = await node.handOff(url.searchParams.get('nodeID') ?? undefined, waitOf(exchange));
   sendJson(response, 200, { primary });
+}
+
+/** LiteFS's answer, with `id` as a number. */
+async function halt(exchange: Exchange): Promise<void> {
+  requireAdmin(exchange);
+  const { node, response, url } = exchange;
+  const id = idOf(exchange);
+  const { position, remainingMs } = await node.halt({
+    name: nameOf(exchange),
+    id,
+    waitMs: waitOf(exchange),
+    renew: url.searchParams.get('renew') === 'true',
+  });
+  const [txid, postApplyChecksum] = formatPosition(position).split('/');
+  const expires = new Date(Date.now() + Math.max(0, remainingMs)).toISOString();
+  sendJson(response, 200, { id, pos: { txid, postApplyChecksum }, expires });
+}
+
+async function unhalt(exchange: Exchange): Promise<void> {
+  requireAdmin(exchange);
+  await exchange.node.unhalt(nameOf(exchange), idOf(exchange));
+  sendJson(exchange.response, 200, {});
+}
+
+function idOf({ url }: Exchange): number {
+  const id = Number(url.searchParams.get('id') ?? Number.NaN);
+  if (Number.isSafeInteger(id) && id >= 0) return id;
+  throw new KiteError(
+    'ERR_HTTP_REQUEST',
+    'id: expected a whole number below 2^53 that the caller has chosen',
+  );
 }
 
 /** `?wait=` in milliseconds. */

@@ -71,6 +71,15 @@ describe('the admin server', () => {
       return Promise.resolve();
     },
     handOff: (target) => Promise.resolve(target ?? 'whoever'),
+    halt: (request) => {
+      asked = request;
+      const position = { txid: 0x1fn, checksum: 0x8000000000000001n, epoch: 1n };
+      return Promise.resolve({ position, remainingMs: 10_000 });
+    },
+    unhalt: (name, id) => {
+      asked = { name, id };
+      return Promise.resolve();
+    },
   };
   const call = (path: string, init?: RequestInit): Promise<Response> =>
     fetch(`http://127.0.0.1:${server.port}${path}`, init);

@@ -2,7 +2,8 @@ import { KiteError } from '../errors.js';
 import { monotonicMs } from '../util/clock.js';
 import { type DatabaseFreshness, Freshness } from './freshness.js';
 import { checkSecret } from './peer-secret.js';
-import { PrimarySession } from './primary-session.js';
+import { type HaltAnswer, PrimarySession } from './primary-session.js';
+import type { LogFile } from '../store/types.js';
 import type { PrimaryHint, ReplicationStore } from './store.js';
 
 export interface ReplicationClientOptions {
@@ -90,6 +91,24 @@ export class ReplicationClient {
       );
     }
     this.#session.requestHandOff(waitMs, refused);
+  }
+
+  /** See PrimarySession.halt; rejects when there is no stream. */
+  async halt(name: string, id: number, waitMs: number): Promise<HaltAnswer> {
+    return await this.#connected.halt(name, id, waitMs);
+  }
+
+  async haltWrite(name: string, id: number, file: LogFile): Promise<HaltAnswer> {
+    return await this.#connected.haltWrite(name, id, file);
+  }
+
+  async haltEnd(name: string, id: number): Promise<HaltAnswer> {
+    return await this.#connected.haltEnd(name, id);
+  }
+
+  get #connected(): PrimarySession {
+    if (this.#session) return this.#session;
+    throw new KiteError('ERR_REPLICATION_DISCONNECTED', 'This node is not connected to the primary');
   }
 
   /** A database of this replica is no longer what its log says: the primary is asked for what differs. */

@@ -86,6 +86,7 @@ export class DatabaseReceiver {
   file(file: File__Output): void {
     this.#step(file.data.length, async () => {
       if (file.attempt !== this.#attempt || this.#retry !== undefined) return;
+      if (!file.difference && (await this.#isKnown(file))) return;
       await this.#begin(file);
       await this.#take(file.data, file.last);
     });
@@ -210,6 +211,18 @@ export class DatabaseReceiver {
   async #work(): Promise<void> {
     for (let step = this.#steps.shift(); step !== undefined; step = this.#steps.shift()) await step();
     this.#working = undefined;
+  }
+
+  /** Whether the log has it already; chunks that follow are ignored, as of any file that is not under way. */
+  async #isKnown(wire: File__Output): Promise<boolean> {
+    const { store } = this.#stream;
+    const header = fromWireFile(wire);
+    if ((await store.arrives(this.name, header)) === 'new') return false;
+    if (wire.durable) {
+      await store.sync(this.name);
+      this.#durable = { txid: header.maxTxid, checksum: header.postApplyChecksum, epoch: header.epoch };
+    }
+    return true;
   }
 
   async #begin(wire: File__Output): Promise<void> {

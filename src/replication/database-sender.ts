@@ -441,3 +441,10 @@ export async function* inChunks(source: AsyncIterable<Buffer>): AsyncGenerator<B
   }
   return undefined;
 }
+
+/** A file of the log as it can be sent. */
+export async function* bytesOf(store: ReplicationStore, file: LogFile): AsyncGenerator<Buffer> {
+  const data = store.readFile(file);
+  if (data instanceof Promise) yield await data;
+  else yield* data;
+}

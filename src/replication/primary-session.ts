@@ -6,16 +6,19 @@ import { ERRORS, type ErrorCode, KiteError, toKiteError } from '../errors.js';
 import { monotonicMs } from '../util/clock.js';
 import type { ReplicationClientOptions } from './client.js';
 import { DatabaseReceiver, type ReceiverStream } from './database-receiver.js';
+import { bytesOf, inChunks } from './database-sender.js';
 import type { Freshness } from './freshness.js';
 import type { Position } from './generated/kitefs/v1/Position.js';
 import type { Challenge__Output } from './generated/kitefs/v1/Challenge.js';
 import type { Envelope, Envelope__Output } from './generated/kitefs/v1/Envelope.js';
 import type { ProbeAnswer__Output } from './generated/kitefs/v1/ProbeAnswer.js';
+import type { HaltAnswer__Output } from './generated/kitefs/v1/HaltAnswer.js';
 import type { Refusal__Output } from './generated/kitefs/v1/Refusal.js';
 import type { ToPrimary } from './generated/kitefs/v1/ToPrimary.js';
 import type { ToReplica__Output } from './generated/kitefs/v1/ToReplica.js';
 import { agree, peerClient } from './peer-call.js';
 import { type EnvelopeMac, makeNonce } from './peer-secret.js';
+import type { EpochPosition, LogFile } from '../store/types.js';
 import type { PrimaryHint } from './store.js';
 import {
   DEFAULT_HEARTBEAT_MS,
@@ -26,12 +29,24 @@ import {
   decodeToReplica,
   encodeToPrimary,
   fromWirePosition,
+  toWireFile,
   toWirePosition,
 } from './wire.js';
 
 /** Longest wait for the primary's answer to a goodbye. */
 const GOODBYE_MS = 200;
 const DRAIN_POLL_MS = 5;
+
+/** What the primary says about a database that this node writes, or wants to. */
+export interface HaltAnswer {
+  readonly position: EpochPosition | undefined;
+  readonly ttlMs: number;
+}
+
+interface HaltRequest {
+  resolve(answer: HaltAnswer): void;
+  reject(error: KiteError): void;
+}
 
 /** What a session tells its client. */
 export interface PrimarySessionHost {
@@ -62,6 +77,9 @@ export class PrimarySession implements ReceiverStream {
   #probeId = 0;
   /** The question for the primary's role that is under way. */
   #handOff = { id: 0, refused: (_why: KiteError): void => undefined };
+  /** Requests about HALT that wait for their answer. */
+  readonly #haltRequests = new Map<number, HaltRequest>();
+  #haltRequestId = 0;
   #flushing = false;
   #unsubscribe: (() => void) | undefined;
 
@@ -101,6 +119,9 @@ export class PrimarySession implements ReceiverStream {
     this.#state = 'ended';
     clearInterval(this.#heartbeat);
     this.#unsubscribe?.();
+    // Whether the primary did it is not known.
+    for (const { reject } of this.#haltRequests.values()) reject(error);
+    this.#haltRequests.clear();
     this.#call.end();
     void this.#close(error, primary);
   }
@@ -123,6 +144,55 @@ export class PrimarySession implements ReceiverStream {
     if (!this.streaming) return refused(disconnected());
     this.#handOff = { id: this.#handOff.id + 1, refused };
     this.#send({ handOff: { id: this.#handOff.id, waitMs } });
+  }
+
+  /** Asks for HALT on a database, or to hold it on (the same id). Rejects with why not. */
+  halt(name: string, id: number, waitMs: number): Promise<HaltAnswer> {
+    return this.#request((request) => {
+      this.#send({ halt: { request, database: name, id: String(id), waitMs } });
+    });
+  }
+
+  /** Sends a transaction of ours for the primary to commit; resolves with where the primary then is. */
+  haltWrite(name: string, id: number, file: LogFile): Promise<HaltAnswer> {
+    return this.#request((request) => void this.#sendHaltWrite(request, name, id, file));
+  }
+
+  haltEnd(name: string, id: number): Promise<HaltAnswer> {
+    return this.#request((request) => {
+      this.#send({ haltEnd: { request, database: name, id: String(id) } });
+    });
+  }
+
+  #request(send: (request: number) => void): Promise<HaltAnswer> {
+    if (!this.streaming) return Promise.reject(disconnected());
+    const request = ++this.#haltRequestId;
+    return new Promise((resolve, reject) => {
+      this.#haltRequests.set(request, { resolve, reject });
+      send(request);
+    });
+  }
+
+  async #sendHaltWrite(request: number, name: string, id: number, file: LogFile): Promise<void> {
+    const head = { request, database: name, id: String(id) };
+    try {
+      await this.send({ haltWrite: { ...head, file: toWireFile(name, file), last: false } });
+      for await (const data of inChunks(bytesOf(this.store, file))) {
+        await this.send({ haltWrite: { ...head, data, last: false } });
+      }
+      await this.send({ haltWrite: { ...head, last: true } });
+    } catch (thrown) {
+      // The piece that is missing keeps the primary from committing anything; HALT ends.
+      this.#haltRequests.get(request)?.reject(toKiteError(thrown));
+      this.#haltRequests.delete(request);
+    }
+  }
+
+  #haltAnswered({ request, position, ttlMs, code, text }: HaltAnswer__Output): void {
+    const waiting = this.#haltRequests.get(request);
+    this.#haltRequests.delete(request);
+    if (code !== '') return waiting?.reject(new KiteError(knownCode(code), text));
+    waiting?.resolve({ position: position ? fromWirePosition(position) : undefined, ttlMs });
   }
 
   /** The database is no longer what its log says: the primary has to send it otherwise than from its log. */
@@ -274,6 +344,8 @@ export class PrimarySession implements ReceiverStream {
         if (id === this.#handOff.id) this.#handOff.refused(new KiteError(knownCode(code), text));
         return;
       }
+      case 'haltAnswer':
+        return this.#haltAnswered(message.haltAnswer!);
       default:
         throw unexpected(message);
     }

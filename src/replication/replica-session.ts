@@ -1,18 +1,25 @@
 import type { ServerDuplexStream } from '@grpc/grpc-js';
 
 import { KiteError, toKiteError } from '../errors.js';
-import type { EpochPosition, LogFile } from '../store/types.js';
+import type { EpochPosition } from '../store/types.js';
 import { monotonicMs } from '../util/clock.js';
-import { DatabaseSender, inChunks, type SenderStream } from './database-sender.js';
+import { bytesOf, DatabaseSender, inChunks, type SenderStream } from './database-sender.js';
 import type { Ack__Output } from './generated/kitefs/v1/Ack.js';
 import type { Envelope, Envelope__Output } from './generated/kitefs/v1/Envelope.js';
+import type { HaltWrite__Output } from './generated/kitefs/v1/HaltWrite.js';
 import type { Hello__Output } from './generated/kitefs/v1/Hello.js';
 import type { ToPrimary__Output } from './generated/kitefs/v1/ToPrimary.js';
 import type { ToReplica } from './generated/kitefs/v1/ToReplica.js';
 import { EnvelopeMac, makeNonce } from './peer-secret.js';
 import { Permits } from './permits.js';
-import type { Acknowledged, ReplicaStatus, ReplicationServerOptions } from './server.js';
-import type { ReplicationStore, StoreChange } from './store.js';
+import type {
+  Acknowledged,
+  HaltHost,
+  IncomingTransaction,
+  ReplicaStatus,
+  ReplicationServerOptions,
+} from './server.js';
+import type { StoreChange } from './store.js';
 import {
   DEFAULT_HEARTBEAT_MS,
   DEFAULT_SILENCE_MS,
@@ -20,6 +27,7 @@ import {
   checkedName,
   decodeToPrimary,
   encodeToReplica,
+  fromWireFile,
   fromWirePosition,
   toWireFile,
   toWirePosition,
@@ -65,6 +73,8 @@ export class ReplicaSession implements SenderStream {
   #probe = { id: 0, sentAtMs: 0 };
   #roundTripMs: number | undefined;
   #unsubscribe: (() => void) | undefined;
+  /** Transactions of the replica that come in (HALT), by request. */
+  readonly #transactions = new Map<number, IncomingTransaction>();
 
   constructor(call: ServerDuplexStream<Envelope__Output, Envelope>, host: SessionHost) {
     this.#call = call;
@@ -123,6 +133,8 @@ export class ReplicaSession implements SenderStream {
     // Senders first: a sender that is refused a permit must know that it is over.
     for (const sender of this.#senders.values()) sender.close();
     this.#permits.close();
+    for (const transaction of this.#transactions.values()) transaction.abort();
+    this.#transactions.clear();
     this.#call.end();
     this.#host.ended(this, error);
   }
@@ -343,6 +355,16 @@ export class ReplicaSession implements SenderStream {
         return this.end();
       case 'handOff':
         return void this.#handOff(message.handOff!.id, message.handOff!.waitMs);
+      case 'halt': {
+        const { request, waitMs } = message.halt!;
+        return void this.#answerHalt(request, (host) => host.acquire(this.#haltOf(message.halt!), waitMs));
+      }
+      case 'haltWrite':
+        return this.#haltWrite(message.haltWrite!, BigInt(message.epoch));
+      case 'haltEnd': {
+        const { request } = message.haltEnd!;
+        return void this.#answerHalt(request, (host) => host.release(this.#haltOf(message.haltEnd!)));
+      }
       default:
         throw unexpected(message);
     }
@@ -377,6 +399,52 @@ export class ReplicaSession implements SenderStream {
       const { code, message } = toKiteError(thrown);
       this.#control({ handOffRefused: { id, code, text: message } });
     }
+  }
+
+  #haltOf({ database, id }: { readonly database: string; readonly id: string }) {
+    return { nodeId: this.#nodeId, name: checkedName(database), id: Number(id) };
+  }
+
+  async #answerHalt(request: number, work: (host: HaltHost) => Promise<EpochPosition | void>): Promise<void> {
+    const { halts } = this.#host.options;
+    try {
+      if (!halts) throw new KiteError('ERR_HALT_UNSUPPORTED', 'The primary lets no replica write');
+      const position = await work(halts);
+      const role = this.#host.options.role();
+      // Asked again: what is answered after the lease may have been lost to another primary (trap 10).
+      if (!role.primary || role.epoch !== this.#epoch || !role.leaseValid) throw notPrimary();
+      const at = toWirePosition('', position ?? undefined);
+      this.#control({ haltAnswer: { request, position: at, ttlMs: halts.ttlMs } });
+    } catch (thrown) {
+      const { code, message: text } = toKiteError(thrown);
+      this.#control({ haltAnswer: { request, code, text } });
+    }
+  }
+
+  #haltWrite(message: HaltWrite__Output, epoch: bigint): void {
+    const { request, file, data, last } = message;
+    const known = this.#transactions.get(request);
+    if (!file && !known) return; // the rest of one that was refused
+    const refuse = (thrown: unknown): void => {
+      known?.abort();
+      this.#transactions.delete(request);
+      void this.#answerHalt(request, () => Promise.reject(toKiteError(thrown)));
+    };
+    try {
+      if (epoch < this.#epoch)
+        throw new KiteError('ERR_REPLICATION_EPOCH', 'a transaction of a former epoch');
+      const { halts } = this.#host.options;
+      if (!known && file && halts) {
+        this.#transactions.set(request, halts.receive(this.#haltOf(message), fromWireFile(file)));
+        return;
+      }
+      if (data.length > 0) known?.write(data);
+    } catch (thrown) {
+      return refuse(thrown);
+    }
+    if (!last || !known) return;
+    this.#transactions.delete(request);
+    void this.#answerHalt(request, () => known.commit());
   }
 
   #answer(id: number): void {
@@ -473,12 +541,6 @@ export class ReplicaSession implements SenderStream {
 }
 
 const NOTHING: EpochPosition = { txid: 0n, checksum: 0n, epoch: 0n };
-
-async function* bytesOf(store: ReplicationStore, file: LogFile): AsyncGenerator<Buffer> {
-  const data = store.readFile(file);
-  if (data instanceof Promise) yield await data;
-  else yield* data;
-}
 
 const notPrimary = (): KiteError => new KiteError('ERR_REPLICATION_NOT_PRIMARY', 'The node is not primary');
 

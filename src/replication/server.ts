@@ -4,7 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Server, ServerCredentials } from '@grpc/grpc-js';
 
 import { KiteError } from '../errors.js';
-import type { EpochPosition } from '../store/types.js';
+import type { EpochPosition, LogFile } from '../store/types.js';
 import { monotonicMs } from '../util/clock.js';
 import type { ReplicationHandlers } from './generated/kitefs/v1/Replication.js';
 import { checkSecret } from './peer-secret.js';
@@ -29,12 +29,39 @@ export interface ReplicationServerOptions {
   readonly onHigherEpoch?: (epoch: bigint) => void;
   /** A replica asks for the primary's role; rejects when it stays here, and why is told to the replica. */
   readonly onHandOff?: (nodeId: string, waitMs: number) => Promise<void>;
+  /** Replicas that write databases of this primary; left out: none may. */
+  readonly halts?: HaltHost | undefined;
   readonly onEvent?: (event: ReplicaEvent) => void;
   /** Bytes of a message of any stream. */
   readonly onBytes?: (direction: 'sent' | 'received', bytes: number) => void;
   readonly heartbeatMs?: number;
   /** A stream with no message for this long is dead. */
   readonly silenceMs?: number;
+}
+
+/** Who asks for HALT, on what. */
+export interface HaltOf {
+  readonly nodeId: string;
+  readonly name: string;
+  readonly id: number;
+}
+
+/** A transaction of a replica on its way in. */
+export interface IncomingTransaction {
+  write(data: Buffer): void;
+  /** Commits it here; resolves with where the database then is. */
+  commit(): Promise<EpochPosition>;
+  /** Leaves no trace of it. */
+  abort(): void;
+}
+
+/** HALT, as the primary grants it (src/halt/grants.ts). All reject with why not, and HALT is over then. */
+export interface HaltHost {
+  readonly ttlMs: number;
+  /** Resolves with where the database is. */
+  acquire(of: HaltOf, waitMs: number): Promise<EpochPosition>;
+  receive(of: HaltOf, file: Omit<LogFile, 'path'>): IncomingTransaction;
+  release(of: HaltOf): Promise<void>;
 }
 
 export type ReplicaEvent =

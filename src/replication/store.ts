@@ -98,6 +98,11 @@ export interface ReplicationStore {
   difference(name: string, replica: ReplicaPages): Promise<SnapshotSource>;
 
   // Replica
+  /**
+   * Asked before a file is received. `known`: the log went through where it ends already, because it is a transaction that this
+   * node has made (HALT), so that nothing of it is needed. Any other file shows that HALT is over: it is ended first.
+   */
+  arrives(name: string, file: Omit<LogFile, 'path'>): Promise<'new' | 'known'>;
   /** Makes what the log of a database holds durable. */
   sync(name: string): Promise<void>;
   /**

@@ -216,6 +216,10 @@ export class MemoryStore implements ReplicationStore {
     return undefined;
   }
 
+  async arrives(): Promise<'new'> {
+    return 'new';
+  }
+
   async receive(name: string, header: Header): Promise<IncomingFile> {
     this.openIncoming++;
     this.begun.push(`${name} ${header.minTxid}-${header.maxTxid}`);

@@ -1,0 +1,242 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { join } from 'node:path';
+import { afterEach, expect, it } from 'vitest';
+import { CLI, runCli, type CliRun } from '../cli/run-cli.js';
+import { TestCluster, type TestNode, waitFor } from '../helpers/cluster.js';
+import { Shell } from '../helpers/shell.js';
+import { Load } from './load.js';
+
+/** HALT: a command writes a database from a replica, and the primary commits each of its transactions first. */
+let cluster: TestCluster | undefined;
+const migrations: Migration[] = [];
+
+afterEach(async () => {
+  for (const migration of migrations.splice(0)) migration.run.kill('SIGKILL');
+  await cluster?.stop();
+  cluster = undefined;
+});
+
+const NAME = 'app.db';
+const WRITER = join(process.cwd(), 'test/daemon/halt-writer.mjs');
+
+async function start(options: Parameters<typeof TestCluster.start>[0] = {}): Promise<TestNode[]> {
+  cluster = await TestCluster.start({ ttl: '2s', ...options });
+  await cluster.node(1).sql(NAME, 'PRAGMA journal_mode=wal', Load.table);
+  await cluster.caughtUp(NAME);
+  return cluster.nodes;
+}
+
+const urlOf = (node: TestNode): string => `http://127.0.0.1:${node.httpPort}`;
+const runOn = (node: TestNode, ...words: string[]): Promise<CliRun> =>
+  runCli(['run', '--with-halt-lock-on', NAME, '--url', urlOf(node), '--wait', '300ms', '--', ...words]);
+const insert = (writer: string): string => `INSERT INTO t VALUES ('${writer}', 1, '')`;
+const halt = (node: TestNode, method: string, query: string): Promise<Response> =>
+  fetch(`${urlOf(node)}/halt?name=${NAME}&${query}`, { method });
+const ended = async (node: TestNode): Promise<string[]> =>
+  (await node.status()).events.filter(({ kind }) => kind === 'halt-ended').map(({ message }) => message);
+
+/** `kitefs run --with-halt-lock-on app.db -- halt-writer` on a node. */
+class Migration {
+  readonly run: ChildProcess;
+  readonly #writer: string;
+  #output = '';
+
+  constructor(node: TestNode, writer: string) {
+    this.#writer = writer;
+    const words = ['run', '--with-halt-lock-on', NAME, '--url', urlOf(node)];
+    const command = [process.execPath, WRITER, writer, node.path(NAME)];
+    this.run = spawn(process.execPath, [CLI, ...words, '--', ...command], {
+      stdio: ['pipe', 'pipe', 'ignore'],
+    });
+    this.run.stdout?.on('data', (text: Buffer) => (this.#output += text.toString()));
+    migrations.push(this);
+  }
+
+  /** The command's own process. */
+  get pid(): number {
+    return Number(/^pid (\d+)$/m.exec(this.#output)?.[1]);
+  }
+
+  get acked(): number[] {
+    return [...this.#output.matchAll(/^(\d+)$/gm)].map(([, n]) => Number(n));
+  }
+
+  get error(): string | undefined {
+    return /^error (.*)$/m.exec(this.#output)?.[1];
+  }
+
+  async goesOn(rows = 5): Promise<void> {
+    const before = this.acked.length;
+    await waitFor(`${rows} rows`, () => this.acked.length >= before + rows);
+  }
+
+  /** Resolves with its exit code when it has ended. */
+  async end(): Promise<number | null> {
+    if (this.run.exitCode === null && this.run.signalCode === null) await once(this.run, 'close');
+    return this.run.exitCode;
+  }
+
+  /** Fails unless every row that was acknowledged is there. */
+  async assertKept(node: TestNode): Promise<void> {
+    const rows = new Set(
+      (await node.sql(NAME, `SELECT n FROM t WHERE writer = '${this.#writer}'`)).split('\n'),
+    );
+    const lost = this.acked.filter((n) => !rows.has(String(n)));
+    if (lost.length > 0) throw new Error(`${lost.join(', ')} of ${this.acked.length} are not on ${node.id}`);
+  }
+}
+
+it('lets a command migrate from a replica under writers of the primary, who ride it out', async () => {
+  const [first, second, third] = (await start({ nodes: 3 })) as [TestNode, TestNode, TestNode];
+  await first.sql('other.db', 'PRAGMA journal_mode=wal', 'CREATE TABLE t(n)');
+  const load = new Load([first], NAME, 2);
+  const migration = new Migration(second, 'm');
+  await migration.goesOn();
+  // Readers everywhere see each row, and another database is written as ever.
+  await waitFor('rows on the third node', async () => {
+    return Number(await third.sql(NAME, "SELECT count(*) FROM t WHERE writer = 'm'")) > 3;
+  });
+  expect(Number(await second.sql(NAME, 'SELECT count(*) FROM t'))).toBeGreaterThan(3);
+  await first.sql('other.db', 'INSERT INTO t VALUES (1)');
+  const busy = new Shell(first.path(NAME));
+  expect(await busy.ask(insert('busy'))).toContain('locked');
+  await busy.close();
+  await migration.goesOn();
+  migration.run.stdin?.end();
+  expect(await migration.end()).toBe(0);
+  // Large, with pages that come and go.
+  const sql = [
+    'CREATE TABLE m AS SELECT value, randomblob(900) AS body FROM generate_series(1, 4000)',
+    'DELETE FROM m WHERE value > 10',
+    'VACUUM',
+    'PRAGMA wal_checkpoint(TRUNCATE)',
+    'ALTER TABLE m ADD COLUMN more',
+  ];
+  const long = ['sqlite3', '-bail', second.path(NAME), sql.join(';')];
+  expect(await runOn(second, ...long)).toMatchObject({ code: 0, stderr: '' });
+  const { rows, errors } = await load.finish(cluster!);
+  expect(errors).toEqual([]);
+  expect(rows).toBeGreaterThan(10);
+  await migration.assertKept(first);
+  expect(await first.sql(NAME, 'SELECT count(*), max(more) FROM m')).toBe('10|');
+  await cluster!.assertSame('other.db');
+  // It replicates to where it came from as ever afterwards.
+  await first.sql(NAME, insert('after'));
+  await cluster!.assertSame(NAME);
+  for (const node of [second, third]) {
+    expect((await node.status()).events.filter(({ kind }) => /resync|lost|apply-failed/.test(kind))).toEqual(
+      [],
+    );
+  }
+});
+
+it('ends with the command, and with whoever renews it', async () => {
+  const [first, second] = (await start({ config: { halt: { ttl: '1s' } } })) as [TestNode, TestNode];
+  // Killed in a commit.
+  const killed = new Migration(second, 'k');
+  await killed.goesOn();
+  process.kill(killed.pid, 'SIGKILL');
+  expect(await killed.end()).toBe(137);
+  await first.sql(NAME, insert('after-k'));
+  await killed.assertKept(first);
+
+  // Longer than the ttl, and idle in between.
+  const slow = ['sh', '-c', `sleep 2.5; sqlite3 ${second.path(NAME)} "${insert('slow')}"`];
+  expect(await runOn(second, ...slow)).toMatchObject({ code: 0, stderr: '' });
+  expect(await first.sql(NAME, "SELECT count(*) FROM t WHERE writer = 'slow'")).toBe('1');
+
+  // Nobody renews it any more, and the command goes on without.
+  const orphan = new Migration(second, 'o');
+  await orphan.goesOn();
+  orphan.run.kill('SIGKILL');
+  await waitFor('an error', () => orphan.error !== undefined);
+  expect(orphan.error).toContain('disk I/O error');
+  await first.sql(NAME, insert('after-o'));
+  await orphan.assertKept(first);
+  await cluster!.assertSame(NAME);
+  expect((await ended(second)).filter((why) => why.includes('not renewed'))).toHaveLength(1);
+});
+
+it('refuses what cannot be, and says why', async () => {
+  const [first, second] = (await start({ config: { halt: { ttl: '1s' } } })) as [TestNode, TestNode];
+  const never = await cluster!.add({ candidate: false });
+  await cluster!.caughtUp(NAME);
+  const one = await halt(second, 'POST', 'id=7');
+  expect(one.status).toBe(200);
+  const { id, pos, expires } = (await one.json()) as { id: number; pos: object; expires: string };
+  const [txid, postApplyChecksum] = (await first.database(NAME))!.position.split('/');
+  expect({ id, pos }).toEqual({ id: 7, pos: { txid, postApplyChecksum } });
+  expect(Date.parse(expires)).toBeGreaterThan(Date.now());
+  // The same id is the same HALT; another one, here or elsewhere, has to wait.
+  expect((await halt(second, 'POST', 'id=7')).status).toBe(200);
+  expect((await halt(second, 'POST', 'id=8')).status).toBe(409);
+  const taken = await runOn(never, 'true');
+  expect(taken).toMatchObject({
+    code: 1,
+    stderr: expect.stringMatching(/node2 writes app.db.*ERR_HALT_HELD/s),
+  });
+  // One that waits gets it when the other is done or late; also on a node that is never primary.
+  const waits = await halt(never, 'POST', 'id=9&wait=5000');
+  expect(waits.status).toBe(200);
+  expect((await halt(second, 'POST', 'id=7&renew=true')).status).toBe(409);
+  await never.sql(NAME, insert('never'));
+  expect((await halt(never, 'DELETE', 'id=9')).status).toBe(200);
+  expect((await halt(never, 'DELETE', 'id=9')).status).toBe(200);
+  await expect(never.sql(NAME, insert('again'))).rejects.toThrow(/readonly/);
+  await cluster!.assertSame(NAME);
+
+  // On the primary the command is just run.
+  expect(await runOn(first, 'sqlite3', first.path(NAME), insert('primary'))).toMatchObject({ code: 0 });
+  const path = ['run', '--with-halt-lock-on', second.path(NAME), '--url', urlOf(second), '--'];
+  expect(await runCli([...path, 'sqlite3', second.path(NAME), insert('path')])).toMatchObject({ code: 0 });
+  const both = await runCli(['run', '--promote', '--with-halt-lock-on', NAME, '--', 'true']);
+  expect(both).toMatchObject({ code: 2, stderr: expect.stringContaining('exclude') });
+  expect((await halt(second, 'POST', 'id=x')).status).toBe(400);
+  await first.sql('old.db', 'PRAGMA journal_mode=delete', 'CREATE TABLE t(n)');
+  await cluster!.caughtUp('old.db');
+  const old = await fetch(`${urlOf(second)}/halt?name=old.db&id=1`, { method: 'POST' });
+  expect(await old.text()).toContain('ERR_HALT_JOURNAL_MODE');
+  await first.sql('old.db', 'INSERT INTO t VALUES (1)');
+  await cluster!.assertSame('old.db');
+});
+
+it('ends with the replica, killed or stopped beyond the deadline', async () => {
+  const [first, second] = (await start({ config: { halt: { ttl: '1s' } } })) as [TestNode, TestNode];
+  const stopped = new Migration(second, 's');
+  await stopped.goesOn();
+  process.kill(second.pid, 'SIGSTOP');
+  await first.sql(NAME, insert('while-stopped'));
+  process.kill(second.pid, 'SIGCONT');
+  await waitFor('an error', () => stopped.error !== undefined);
+  await stopped.end();
+  await cluster!.assertSame(NAME);
+  await stopped.assertKept(first);
+
+  const killed = new Migration(second, 'k');
+  await killed.goesOn();
+  await second.kill();
+  await first.sql(NAME, insert('while-killed'));
+  await killed.assertKept(first);
+  process.kill(killed.pid, 'SIGKILL');
+  await second.clear();
+  await second.start();
+  await cluster!.assertSame(NAME);
+  await killed.assertKept(second);
+});
+
+it('loses nothing that was acknowledged when the primary is killed', async () => {
+  const [first, second] = (await start()) as [TestNode, TestNode];
+  const migration = new Migration(second, 'm');
+  await migration.goesOn(20);
+  await first.kill();
+  await waitFor('an error', () => migration.error !== undefined);
+  await migration.end();
+  await waitFor('node2 to be primary', async () => (await second.status()).role === 'primary');
+  await migration.assertKept(second);
+  await second.sql(NAME, insert('after'));
+  await first.clear();
+  await first.start();
+  await cluster!.assertSame(NAME);
+  await migration.assertKept(first);
+});
