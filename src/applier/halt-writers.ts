@@ -98,6 +98,6 @@ export class HaltWriters {
   }
 
   releaseAll(): void {
-    for (const name of [...this.#held.keys()]) this.release(name);
+    for (const name of this.#held.keys()) this.release(name);
   }
 }

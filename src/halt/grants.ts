@@ -91,6 +91,12 @@ export class HaltGrants implements HaltHost {
     }
   }
 
+  async renew(of: HaltOf): Promise<EpochPosition> {
+    const grant = this.#grants.get(of.name);
+    if (grant?.nodeId !== of.nodeId || grant.id !== of.id) throw over(of);
+    return await this.#renew(grant, monotonicMs());
+  }
+
   async #renew(grant: Grant, cameMs: number): Promise<EpochPosition> {
     this.#check(grant);
     grant.deadlineMs = cameMs + this.ttlMs;

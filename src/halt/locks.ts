@@ -70,7 +70,7 @@ export class HaltLocks {
     }
     if (held && !held.ending) {
       await held.ready;
-      await this.#renew(held, request);
+      await this.#renew(held);
       return halted(held);
     }
     await held?.ending;
@@ -100,7 +100,7 @@ export class HaltLocks {
     const { name, id } = lock;
     lock.confirmed = await this.#ask(lock, request);
     // Getting it may have taken long. What counts is counted from before a request was sent.
-    await this.#renew(lock, request);
+    await this.#renew(lock);
     await store.lend(name, lock.confirmed, () => this.#isOver(lock));
     this.#check(lock);
     await capture.halt(name, store.epoch(), lock.confirmed);
@@ -111,16 +111,16 @@ export class HaltLocks {
 
   /** Asks the primary; returns where the database is there. */
   async #ask({ name, id }: Lock, { waitMs }: HaltRequest): Promise<EpochPosition> {
-    const { position } = await this.#stream().halt(name, id, waitMs);
+    const { position } = await this.#stream().halt(name, id, { waitMs });
     if (position) return position;
     throw new KiteError('ERR_HALT_ENDED', `the primary has no transaction of ${name}`);
   }
 
-  async #renew(lock: Lock, { waitMs }: HaltRequest): Promise<void> {
+  async #renew(lock: Lock): Promise<void> {
     const { name, id } = lock;
     const sentMs = monotonicMs();
     try {
-      const { ttlMs } = await this.#stream().halt(name, id, waitMs);
+      const { ttlMs } = await this.#stream().halt(name, id, 'renew');
       lock.deadlineMs = sentMs + ttlMs;
       clearTimeout(lock.timer);
       if (lock.ending) throw over(lock);

@@ -175,6 +175,16 @@ describe('the admin server', () => {
     expect(asked).toEqual({ waitMs: 700, acceptLoss: true });
     const handed = await call('/handoff?nodeID=n2', { method: 'POST' });
     expect(await handed.json()).toEqual({ primary: 'n2' });
+    const halted = await call('/halt?name=a.db&id=12&renew=true', { method: 'POST' });
+    expect(asked).toEqual({ name: 'a.db', id: 12, waitMs: 5000, renew: true });
+    expect(await halted.json()).toEqual({
+      id: 12,
+      pos: { txid: '000000000000001f', postApplyChecksum: '8000000000000001' },
+      expires: expect.stringMatching(/^\d{4}-\d\d-\d\dT/),
+    });
+    expect((await call('/halt?name=a.db&id=12', { method: 'DELETE' })).status).toBe(200);
+    expect(asked).toEqual({ name: 'a.db', id: 12 });
+    expect((await call('/halt?name=a.db&id=1e99', { method: 'POST' })).status).toBe(400);
     expect((await call('/promote?wait=soon', { method: 'POST' })).status).toBe(400);
     expect((await call('/promote')).status).toBe(404);
   });
@@ -192,7 +202,7 @@ describe('the admin server', () => {
     const ask = async (authorization?: string): Promise<number> => {
       const headers = authorization === undefined ? {} : { authorization };
       const url = `http://127.0.0.1:${guarded.port}`;
-      const posts = [`${url}/promote`, `${url}/handoff`, `${url}/import?name=a`];
+      const posts = [`${url}/promote`, `${url}/halt?name=a&id=1`, `${url}/handoff`, `${url}/import?name=a`];
       const answers = await Promise.all([
         ...posts.map((post) => fetch(post, { method: 'POST', headers })),
         fetch(`${url}/export?name=tenants%2F42.db`, { headers }),

@@ -94,8 +94,8 @@ export class ReplicationClient {
   }
 
   /** See PrimarySession.halt; rejects when there is no stream. */
-  async halt(name: string, id: number, waitMs: number): Promise<HaltAnswer> {
-    return await this.#connected.halt(name, id, waitMs);
+  async halt(name: string, id: number, how: { waitMs: number } | 'renew'): Promise<HaltAnswer> {
+    return await this.#connected.halt(name, id, how);
   }
 
   async haltWrite(name: string, id: number, file: LogFile): Promise<HaltAnswer> {

@@ -120,7 +120,7 @@ export class PrimarySession implements ReceiverStream {
     clearInterval(this.#heartbeat);
     this.#unsubscribe?.();
     // Whether the primary did it is not known.
-    for (const { reject } of this.#haltRequests.values()) reject(error);
+    for (const request of this.#haltRequests.values()) request.reject(error);
     this.#haltRequests.clear();
     this.#call.end();
     void this.#close(error, primary);
@@ -146,10 +146,11 @@ export class PrimarySession implements ReceiverStream {
     this.#send({ handOff: { id: this.#handOff.id, waitMs } });
   }
 
-  /** Asks for HALT on a database, or to hold it on (the same id). Rejects with why not. */
-  halt(name: string, id: number, waitMs: number): Promise<HaltAnswer> {
+  /** Asks for HALT on a database, or to hold on what is held. Rejects with why not. */
+  halt(name: string, id: number, how: { waitMs: number } | 'renew'): Promise<HaltAnswer> {
     return this.#request((request) => {
-      this.#send({ halt: { request, database: name, id: String(id), waitMs } });
+      const more = how === 'renew' ? { renew: true } : how;
+      this.#send({ halt: { request, database: name, id: String(id), ...more } });
     });
   }
 

@@ -356,8 +356,11 @@ export class ReplicaSession implements SenderStream {
       case 'handOff':
         return void this.#handOff(message.handOff!.id, message.handOff!.waitMs);
       case 'halt': {
-        const { request, waitMs } = message.halt!;
-        return void this.#answerHalt(request, (host) => host.acquire(this.#haltOf(message.halt!), waitMs));
+        const { request, waitMs, renew } = message.halt!;
+        return void this.#answerHalt(request, (host) => {
+          const of = this.#haltOf(message.halt!);
+          return renew ? host.renew(of) : host.acquire(of, waitMs);
+        });
       }
       case 'haltWrite':
         return this.#haltWrite(message.haltWrite!, BigInt(message.epoch));

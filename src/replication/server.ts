@@ -60,6 +60,8 @@ export interface HaltHost {
   readonly ttlMs: number;
   /** Resolves with where the database is. */
   acquire(of: HaltOf, waitMs: number): Promise<EpochPosition>;
+  /** Holds on what is held. */
+  renew(of: HaltOf): Promise<EpochPosition>;
   receive(of: HaltOf, file: Omit<LogFile, 'path'>): IncomingTransaction;
   release(of: HaltOf): Promise<void>;
 }

@@ -4,13 +4,13 @@ import { setImmediate } from 'node:timers/promises';
 import Database from 'better-sqlite3';
 
 const [writer, path] = process.argv.slice(2);
-let ending = false;
-process.stdin.on('end', () => (ending = true)).resume();
+const ending = new AbortController();
+process.stdin.on('end', () => ending.abort()).resume();
 process.stdout.write(`pid ${process.pid}\n`);
 const database = new Database(path, { timeout: 5000, fileMustExist: true });
 try {
   const insert = database.prepare('INSERT INTO t(writer, n, body) VALUES (?, ?, ?)');
-  for (let n = 1; !ending; n += 1) {
+  for (let n = 1; !ending.signal.aborted; n += 1) {
     insert.run(writer, n, 'x'.repeat(200));
     process.stdout.write(`${n}\n`);
     await setImmediate();
@@ -20,3 +20,4 @@ try {
   process.exitCode = 3;
 }
 database.close();
+process.stdin.destroy();
