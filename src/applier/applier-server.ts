@@ -40,7 +40,7 @@ export class ApplierServer {
         return await this.#close(call.args.name);
       case 'closeAll':
         this.#locks.release();
-        this.#halts.releaseAll();
+        for (const name of this.#halts.names) this.#unhalt(name);
         await Promise.all([...this.#open.keys()].map((name) => this.#close(name)));
         return undefined;
       case 'recover':
@@ -54,11 +54,14 @@ export class ApplierServer {
       case 'unlock':
         return this.#locks.release();
       case 'halt':
-        return await this.#halts.take(call.args.name, call.args.timeoutMs);
+        // In turn: see `#unhalt`.
+        return await this.#inTurn(call.args.name, () =>
+          this.#halts.take(call.args.name, call.args.timeoutMs),
+        );
       case 'haltWrite':
         return await this.#halts.write(call.args.name, call.args.path);
       case 'unhalt':
-        return this.#halts.release(call.args.name);
+        return this.#unhalt(call.args.name);
       case 'export':
         return await this.#export(call.args.name, call.args.path);
       case 'import':
@@ -93,6 +96,12 @@ export class ApplierServer {
       }
       return database;
     });
+  }
+
+  /** The lock goes at once; our descriptors go in turn, because a copy that is being made would lose its locks with them. */
+  #unhalt(name: string): void {
+    const files = this.#halts.release(name);
+    if (files) void this.#inTurn(name, async () => files.close());
   }
 
   async #place(name: string): Promise<AppliedDatabase> {

@@ -84,20 +84,22 @@ export class HaltWriters {
     }
   }
 
-  /** Lets go of one database; nothing when it is not held. */
-  release(name: string): void {
+  /**
+   * Lets go of one database; nothing when it is not held. Returns our descriptors of it, which are to be closed when nothing else
+   * in this process uses the database: closing any descriptor gives up all locks that the process has on the file.
+   */
+  release(name: string): DatabaseFiles | undefined {
     const held = this.#held.get(name);
     this.#held.delete(name);
-    if (!held) return;
+    if (!held) return undefined;
     // Not COMMIT, which would vacuum where auto_vacuum has something to do. This connection knows nothing of what was
     // written under its lock, but it reads nothing any more either (trap 11).
     held.database.exec('ROLLBACK');
     held.database.close();
-    // After the connection: closing any descriptor gives up all locks that this process has on the file.
-    held.files.close();
+    return held.files;
   }
 
-  releaseAll(): void {
-    for (const name of this.#held.keys()) this.release(name);
+  get names(): readonly string[] {
+    return [...this.#held.keys()];
   }
 }

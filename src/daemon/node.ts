@@ -144,7 +144,8 @@ export class Node implements NodeApi {
     });
     this.#undo.push(() => this.#capture.stop());
     this.#capture.on('died', (error) => this.#fatal(error));
-    this.#capture.on('failed', ({ name }) => {
+    this.#capture.on('failed', ({ name, error: { message } }) => {
+      this.#haltLocks?.end(name, message).catch((error: unknown) => this.#trouble(error));
       this.#roles?.stopWrites(name).catch((error: unknown) => this.#trouble(error));
     });
     this.#store = new NodeStore({
