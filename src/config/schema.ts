@@ -208,12 +208,6 @@ export const configSchema = z.strictObject({
       { default: '' },
     ),
   }),
-  halt: z.strictObject({
-    ttlMs: duration(
-      'How long a replica may go on writing a database (kitefs run --with-halt-lock-on) when it is not heard of.',
-      { default: '10s' },
-    ),
-  }),
   lease: z.strictObject({
     type: oneOf(
       'local',
@@ -284,6 +278,12 @@ export const configSchema = z.strictObject({
         default: 'false',
       }),
     }),
+  }),
+  halt: z.strictObject({
+    ttlMs: duration(
+      'How long a replica may go on writing a database (kitefs run --with-halt-lock-on) when it is not heard of.',
+      { default: '10s' },
+    ),
   }),
   proxy: z.strictObject({
     addr: text('Where the proxy listens.', { noEffect: PROXY }),

@@ -64,16 +64,16 @@ export class HaltLocks {
   /** Resolves when applications of this node may write the database. With the id of one that is held: holds it on. */
   async acquire(request: HaltRequest): Promise<Halted> {
     const { name, id, renew } = request;
-    const held = this.#locks.get(name);
+    let held: Lock | undefined;
+    while ((held = this.#locks.get(name))?.ending) await held.ending;
     if (held && held.id !== id) {
       throw new KiteError('ERR_HALT_HELD', `this node writes ${name} already (HALT ${held.id})`);
     }
-    if (held && !held.ending) {
+    if (held) {
       await held.ready;
       await this.#renew(held);
       return halted(held);
     }
-    await held?.ending;
     if (renew) throw new KiteError('ERR_HALT_ENDED', `HALT ${id} of ${name} is over`);
     const lock = {
       name,

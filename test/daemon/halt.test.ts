@@ -90,7 +90,7 @@ class Migration {
 it('lets a command migrate from a replica under writers of the primary, who ride it out', async () => {
   const [first, second, third] = (await start({ nodes: 3 })) as [TestNode, TestNode, TestNode];
   await first.sql('other.db', 'PRAGMA journal_mode=wal', 'CREATE TABLE t(n)');
-  const load = new Load([first], NAME, 2);
+  const load = new Load([first], NAME, 1);
   const migration = new Migration(second, 'm');
   await migration.goesOn();
   // Readers everywhere see each row, and another database is written as ever.
@@ -107,7 +107,7 @@ it('lets a command migrate from a replica under writers of the primary, who ride
   expect(await migration.end()).toBe(0);
   // Large, with pages that come and go.
   const sql = [
-    'CREATE TABLE m AS SELECT value, randomblob(900) AS body FROM generate_series(1, 4000)',
+    'CREATE TABLE m AS SELECT value, randomblob(900) AS body FROM generate_series(1, 1500)',
     'DELETE FROM m WHERE value > 10',
     'VACUUM',
     'PRAGMA wal_checkpoint(TRUNCATE)',
