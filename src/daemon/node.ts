@@ -438,7 +438,7 @@ export class Node implements NodeApi {
     if (!this.#exists(name)) {
       throw new KiteError('ERR_HTTP_NOT_FOUND', `there is no database ${name} on this node`);
     }
-    if (this.#role === 'primary') {
+    if (isPrimary(this.#role)) {
       // Its applications write anyway: nothing is held.
       const position = await this.#capture.position(name);
       return {
