@@ -2,7 +2,7 @@ import type { Capture } from '../capture/capture.js';
 import type { NodeStore } from '../daemon/node-store.js';
 import { KiteError, toKiteError } from '../errors.js';
 import type { Mount } from '../fuse/mount.js';
-import { formatPosition } from '../ltx/position.js';
+import { formatPosition, samePosition } from '../ltx/position.js';
 import type { ReplicationClient } from '../replication/client.js';
 import type { EpochPosition } from '../store/types.js';
 import { monotonicMs } from '../util/clock.js';
@@ -218,8 +218,9 @@ export class HaltLocks {
     // From its answer on no write of an application is under way, so that capture misses no commit.
     await this.#tellMount(lock);
     let why = reason;
+    let end: EpochPosition | undefined;
     try {
-      const end = await capture.unhalt(name);
+      end = await capture.unhalt(name);
       if (isDone && end) {
         await lock.sending;
         await this.#send(lock, end);
@@ -227,12 +228,16 @@ export class HaltLocks {
     } catch (thrown) {
       why = `${reason}, but ${toKiteError(thrown).message}`;
     }
-    const released = client()?.haltEnd(name, id);
+    const released = client()
+      ?.haltEnd(name, id)
+      .catch(() => undefined);
     // Not waited for where nothing is left to say: the primary finds out by itself.
-    if (isDone) await released?.catch(() => undefined);
-    else released?.catch(() => undefined);
+    if (isDone) await released;
     store.takeBack(name);
     this.#locks.delete(name);
+    // What the primary does not have must not be shown here until it happens to write something else. After its answer, so that a
+    // transaction which it still commits is not taken for a lost one.
+    if (!end || !samePosition(end, lock.confirmed)) void released?.then(() => client()?.resync(name));
     onEvent('halt-ended', name, `applications of this node do not write ${name} any more: ${why}`);
   }
 

@@ -207,8 +207,19 @@ it('refuses what cannot be, and says why', async () => {
   await cluster!.assertSame('old.db');
 });
 
-it('ends with the replica, killed or stopped beyond the deadline', async () => {
-  const [first, second] = (await start({ config: { halt: { ttl: '1s' } } })) as [TestNode, TestNode];
+it('ends with a node that is killed, or stopped beyond the deadline', async () => {
+  const options = { ttl: '6s', config: { halt: { ttl: '1s' } } };
+  const [first, second] = (await start(options)) as [TestNode, TestNode];
+  // What the primary does not take is not kept either, though nobody writes anything else.
+  const refused = new Migration(second, 'r');
+  await refused.goesOn();
+  process.kill(first.pid, 'SIGSTOP');
+  await waitFor('an error', () => refused.error !== undefined);
+  process.kill(first.pid, 'SIGCONT');
+  await refused.end();
+  await cluster!.assertSame(NAME);
+  await refused.assertKept(first);
+
   const stopped = new Migration(second, 's');
   await stopped.goesOn();
   process.kill(second.pid, 'SIGSTOP');
