@@ -29,7 +29,7 @@ async function start(options: Parameters<typeof TestCluster.start>[0] = {}): Pro
 
 const urlOf = (node: TestNode): string => `http://127.0.0.1:${node.httpPort}`;
 const runOn = (node: TestNode, ...words: string[]): Promise<CliRun> =>
-  runCli(['run', '--with-halt-lock-on', NAME, '--url', urlOf(node), '--wait', '300ms', '--', ...words]);
+  runCli(['run', '--with-halt-lock-on', NAME, '--url', urlOf(node), '--wait', '20s', '--', ...words]);
 const insert = (writer: string): string => `INSERT INTO t VALUES ('${writer}', 1, '')`;
 const halt = (node: TestNode, method: string, query: string): Promise<Response> =>
   fetch(`${urlOf(node)}/halt?name=${NAME}&${query}`, { method });
