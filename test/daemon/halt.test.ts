@@ -107,7 +107,7 @@ it('lets a command migrate from a replica under writers of the primary, who ride
   expect(await migration.end()).toBe(0);
   // Large, with pages that come and go.
   const sql = [
-    'CREATE TABLE m AS SELECT value, randomblob(900) AS body FROM generate_series(1, 1500)',
+    'CREATE TABLE m AS SELECT value, randomblob(900) AS body FROM generate_series(1, 600)',
     'DELETE FROM m WHERE value > 10',
     'VACUUM',
     'PRAGMA wal_checkpoint(TRUNCATE)',
