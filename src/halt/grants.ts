@@ -14,8 +14,8 @@ import type { LogFileMeta } from '../store/log.js';
 import type { EpochPosition } from '../store/types.js';
 import { monotonicMs } from '../util/clock.js';
 
-/** The least that a wait for SQLite's write lock gets, when another HALT has taken most of the time. */
-const LOCK_MS_MIN = 100;
+/** One attempt at SQLite's write lock: between two attempts copies of the database have their turn, and HALT can end. */
+const LOCK_ATTEMPT_MS = 250;
 const POLL_MS = 10;
 
 export interface HaltGrantsOptions {
@@ -30,7 +30,7 @@ export interface HaltGrantsOptions {
 interface Grant extends HaltOf {
   readonly epoch: bigint;
   /** Settled when the lock was taken, or could not be. */
-  readonly taken: Promise<void>;
+  taken: Promise<void>;
   /** Until when it lasts by our monotonic clock; counted from when a request came, so later than the replica counts. */
   deadlineMs: number;
   /** The end of what must not overlap: transactions of the replica, and letting the lock go. */
@@ -69,14 +69,14 @@ export class HaltGrants implements HaltHost {
         `${grant.nodeId} writes ${of.name} at the moment (HALT ${grant.id})`,
       );
     }
-    const { control, applier } = this.#options;
-    const { epoch } = control;
+    const { epoch } = this.#options.control;
     this.#mustBePrimary(epoch);
-    const taken = applier.halt(of.name, Math.max(LOCK_MS_MIN, limitMs - monotonicMs()));
-    const grant: Grant = { ...of, epoch, taken, deadlineMs: Infinity, turn: taken, ending: undefined };
+    const none = Promise.resolve();
+    const grant: Grant = { ...of, epoch, taken: none, deadlineMs: Infinity, turn: none, ending: undefined };
+    grant.turn = grant.taken = this.#lock(grant, limitMs);
     this.#grants.set(of.name, grant);
     try {
-      await taken;
+      await grant.taken;
     } catch (error) {
       this.#grants.delete(of.name);
       throw error;
@@ -88,6 +88,17 @@ export class HaltGrants implements HaltHost {
     } catch (error) {
       await this.#end(grant, toKiteError(error).message);
       throw error;
+    }
+  }
+
+  async #lock(grant: Grant, limitMs: number): Promise<void> {
+    for (;;) {
+      try {
+        return await this.#options.applier.halt(grant.name, LOCK_ATTEMPT_MS);
+      } catch (thrown) {
+        const isBusy = toKiteError(thrown).code === 'ERR_APPLIER_LOCKED';
+        if (!isBusy || grant.ending || monotonicMs() >= limitMs) throw thrown;
+      }
     }
   }
 
