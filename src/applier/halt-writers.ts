@@ -1,14 +1,13 @@
 import fs from 'node:fs';
 
-import Database from 'better-sqlite3';
+import type Database from 'better-sqlite3';
 
 import { KiteError } from '../errors.js';
 import { LtxDecoder } from '../ltx/decoder.js';
-import { databaseLocks, walWriteLock } from '../util/lock-holder.js';
-import { mountPath, type ApplierContext } from './context.js';
+import type { ApplierContext } from './context.js';
 import { DatabaseFiles } from './database-files.js';
 import { WalTransaction } from './wal-writer.js';
-import { whenNotBusy } from './write-lock.js';
+import { holdWriters } from './write-lock.js';
 
 interface Held {
   readonly database: Database.Database;
@@ -30,16 +29,8 @@ export class HaltWriters {
   /** Rejects with ERR_APPLIER_LOCKED when the lock is not had in time, ERR_HALT_JOURNAL_MODE outside of WAL mode. */
   async take(name: string, timeoutMs: number): Promise<void> {
     if (this.#held.has(name)) throw new KiteError('ERR_HALT_HELD', `${name} is halted already`);
-    const path = mountPath(this.#context, name);
-    const database = new Database(path, { fileMustExist: true, timeout: 0 });
+    const database = await holdWriters(this.#context, name, timeoutMs);
     try {
-      await whenNotBusy(() => database.exec('BEGIN IMMEDIATE'), {
-        locks: [walWriteLock(path), databaseLocks(path)],
-        onBlocked: (waitedMs, holder) => this.#context.emit({ kind: 'blocked', name, waitedMs, holder }),
-        timeoutMs,
-        // Writers that commit one after the other leave the lock free for moments only.
-        longestPauseMs: 2,
-      });
       // Asked under the lock, where nobody can change it any more.
       const mode = String(database.pragma('journal_mode', { simple: true }));
       if (mode !== 'wal') {

@@ -1,10 +1,9 @@
-import Database from 'better-sqlite3';
+import type Database from 'better-sqlite3';
 
 import { toKiteError } from '../errors.js';
-import { mountPath, type ApplierContext } from './context.js';
-import { databaseLocks, walWriteLock } from '../util/lock-holder.js';
+import type { ApplierContext } from './context.js';
 import type { Unlocked } from './messages.js';
-import { whenNotBusy } from './write-lock.js';
+import { holdWriters } from './write-lock.js';
 
 /** SQLite's write locks on databases of a primary that hands over: their writers see BUSY, readers go on. */
 export class HandOffLocks {
@@ -34,20 +33,6 @@ export class HandOffLocks {
   }
 
   async #takeOne(name: string, timeoutMs: number): Promise<void> {
-    const path = mountPath(this.#context, name);
-    const database = new Database(path, { fileMustExist: true, timeout: 0 });
-    try {
-      await whenNotBusy(() => database.exec('BEGIN IMMEDIATE'), {
-        locks: [walWriteLock(path), databaseLocks(path)],
-        onBlocked: (waitedMs, holder) => this.#context.emit({ kind: 'blocked', name, waitedMs, holder }),
-        timeoutMs,
-        // Writers that commit one after the other leave the lock free for moments only.
-        longestPauseMs: 2,
-      });
-    } catch (error) {
-      database.close();
-      throw error;
-    }
-    this.#held.push(database);
+    this.#held.push(await holdWriters(this.#context, name, timeoutMs));
   }
 }

@@ -2,7 +2,14 @@ import Database from 'better-sqlite3';
 
 import { KiteError } from '../errors.js';
 import { monotonicMs } from '../util/clock.js';
-import { findLockHolder, type LockHolder, type LockRange } from '../util/lock-holder.js';
+import {
+  databaseLocks,
+  findLockHolder,
+  walWriteLock,
+  type LockHolder,
+  type LockRange,
+} from '../util/lock-holder.js';
+import { mountPath, type ApplierContext } from './context.js';
 
 /** After this long the process in the way is named, and again after each such time. */
 const BLOCKED_AFTER_MS = 5000;
@@ -61,3 +68,29 @@ export function lockedError(locks: readonly LockRange[], waitedMs: number): Kite
 /** BUSY with all its variants, and PROTOCOL: a race for a lock of the WAL that SQLite gave up on. */
 export const isBusy = (error: unknown): boolean =>
   error instanceof Database.SqliteError && /^SQLITE_(BUSY|LOCKED|PROTOCOL)/.test(error.code);
+
+/**
+ * Takes SQLite's write lock on a database as any writer would, and keeps it: the connection that has it is in a transaction
+ * without content. Rejects with ERR_APPLIER_LOCKED when it is not had within `timeoutMs`.
+ */
+export async function holdWriters(
+  context: ApplierContext,
+  name: string,
+  timeoutMs: number,
+): Promise<Database.Database> {
+  const path = mountPath(context, name);
+  const database = new Database(path, { fileMustExist: true, timeout: 0 });
+  try {
+    await whenNotBusy(() => database.exec('BEGIN IMMEDIATE'), {
+      locks: [walWriteLock(path), databaseLocks(path)],
+      onBlocked: (waitedMs, holder) => context.emit({ kind: 'blocked', name, waitedMs, holder }),
+      timeoutMs,
+      // Writers that commit one after the other leave the lock free for moments only.
+      longestPauseMs: 2,
+    });
+    return database;
+  } catch (error) {
+    database.close();
+    throw error;
+  }
+}

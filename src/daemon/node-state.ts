@@ -1,5 +1,5 @@
 import type { LeaseEvent } from '../lease/types.js';
-import type { NodeRole } from '../observability/node-status.js';
+import { isPrimary, type NodeRole } from '../observability/node-status.js';
 
 /**
  * What may follow on each state of a node, and what brings it about. Whether an application may write is never
@@ -48,9 +48,6 @@ export function stateAfter(event: LeaseEvent['kind']): NodeRole | undefined {
   if (event === 'won') return 'candidate';
   return event === 'primary' || event === 'fenced' || event === 'replica' ? event : undefined;
 }
-
-/** Whether it is the primary as far as others are concerned, though it may be about to hand that over. */
-export const isPrimary = (role: NodeRole): boolean => role === 'primary' || role === 'draining';
 
 /** Whether it holds the databases as a primary does: nobody is to be followed. */
 export const isHolder = (role: NodeRole): boolean => isPrimary(role) || role === 'fenced';

@@ -24,7 +24,7 @@ import type { LeaseEvent, LeaseHolder, LeasePositions, Member } from '../lease/t
 import { formatPosition, NO_POSITION } from '../ltx/position.js';
 import type { Logger } from '../observability/log.js';
 import { Metrics } from '../observability/metrics.js';
-import type { NodeRole, NodeStatus } from '../observability/node-status.js';
+import { isPrimary, type NodeRole, type NodeStatus } from '../observability/node-status.js';
 import type { ReplicationClientEvent } from '../replication/client.js';
 import { ReplicationServer, type PrimaryRole, type ReplicaEvent } from '../replication/server.js';
 import { DataDirectory } from '../store/data-directory.js';
@@ -35,7 +35,7 @@ import { EventLog } from './event-log.js';
 import { HAND_OFF_WAIT_MS, HandOff, type HandOffRequest } from './hand-off.js';
 import { openLease } from './lease-kinds.js';
 import { LockEnforcer } from './lock-enforcer.js';
-import { isHolder, isPrimary, reasonToEnter } from './node-state.js';
+import { isHolder, reasonToEnter } from './node-state.js';
 import { NodeStore } from './node-store.js';
 import { Promotion } from './promotion.js';
 import { Retention } from './retention.js';

@@ -1,6 +1,5 @@
 import { formatPosition, NO_POSITION } from '../ltx/position.js';
-import type { NodeStatus } from '../observability/node-status.js';
-import { isPrimary } from './node-state.js';
+import { isPrimary, type NodeStatus } from '../observability/node-status.js';
 
 /** What LiteFS writes when it does not know the lag: the largest 32-bit number. */
 const LAG_UNKNOWN_MS = 2_147_483_647;

@@ -4,13 +4,18 @@ import type { DurabilityState } from '../durability/durability.js';
 import { MountState, type ControlBlock } from '../fuse/control-block.js';
 import type { LeaseHolder, Member } from '../lease/types.js';
 import { formatPosition, NO_POSITION } from '../ltx/position.js';
-import type { DatabaseStatus, NodeEvent, NodeRole, NodeStatus } from '../observability/node-status.js';
+import {
+  isPrimary,
+  type DatabaseStatus,
+  type NodeEvent,
+  type NodeRole,
+  type NodeStatus,
+} from '../observability/node-status.js';
 import type { ReplicationClient } from '../replication/client.js';
 import type { ReplicaStatus } from '../replication/server.js';
 import { databasePaths } from '../store/data-directory.js';
 import { monotonicNs } from '../util/clock.js';
 import { VERSION } from '../util/version.js';
-import { isPrimary } from './node-state.js';
 import type { NodeStore } from './node-store.js';
 
 /** What a status is made from. */

@@ -1,5 +1,5 @@
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client';
-import type { NodeStatus } from './node-status.js';
+import { isPrimary, type NodeStatus } from './node-status.js';
 
 /**
  * All metrics of a node. Gauges are read from the status when Prometheus asks; counters and histograms
@@ -96,7 +96,7 @@ export class Metrics {
 type DatabaseStatus = NodeStatus['databases'][number];
 
 const NODE_GAUGES: readonly (readonly [string, string, (status: NodeStatus) => number])[] = [
-  ['kitefs_is_primary', '1 on the primary.', ({ role }) => Number(role === 'primary' || role === 'draining')],
+  ['kitefs_is_primary', '1 on the primary.', ({ role }) => Number(isPrimary(role))],
   [
     'kitefs_ready',
     '1 when the mount serves and the databases have been caught up.',

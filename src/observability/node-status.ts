@@ -35,6 +35,9 @@ export interface NodeStatus {
  */
 export type NodeRole = 'starting' | 'replica' | 'candidate' | 'primary' | 'fenced' | 'draining' | 'closed';
 
+/** Whether it is the primary as far as others are concerned, though it may be about to hand that over. */
+export const isPrimary = (role: NodeRole): boolean => role === 'primary' || role === 'draining';
+
 export interface PrimaryStatus {
   readonly nodeId: string;
   readonly advertiseUrl: string;
