@@ -72,3 +72,12 @@ test('gives up exactly what the primary has not got, or more when its log does n
     { numRuns: 2000 },
   );
 });
+
+test('gives up all when it has nothing of the last epoch that the primary has', () => {
+  const ours: History = [
+    { epoch: 1n, id: 'a' },
+    { epoch: 3n, id: 'c' },
+  ];
+  const theirs: History = [{ epoch: 2n, id: 'b' }];
+  expect(lostAfter(logOf(ours, 0), logOf(theirs, 0).endOfEpoch(3n))).toBe(0n);
+});
