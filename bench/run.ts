@@ -8,7 +8,7 @@ import { benchApply } from './apply.js';
 import { TestCluster, type TestNode, run, sqlite } from '../test/helpers/cluster.js';
 
 /**
- * `npm run bench [commits|latency|reads|start|memory|apply|ltx|stream…]`: each section prints a table, with ratios
+ * `npm run bench [commits|durable|latency|reads|start|memory|apply|ltx|stream…]`: each section prints a table, with ratios
  * against plain SQLite measured in the same run where there is one, and with what is aimed at. Rounds are interleaved and the median
  * counts. ROUNDS and SECONDS change the effort.
  */
@@ -94,6 +94,32 @@ async function commits(): Promise<void> {
 
 function push(results: Map<string, Measured[]>, key: string, value: Measured): void {
   results.set(key, [...(results.get(key) ?? []), value]);
+}
+
+/** One-row commits that return when a replica has them. */
+async function durable(): Promise<void> {
+  const out: Record<string, string | number>[] = [];
+  for (const journal of ['wal', 'delete']) {
+    for (const acknowledge of ['memory', 'fsync']) {
+      const measured: Measured[] = [];
+      for (let round = 0; round < ROUNDS; round += 1) {
+        const durability = { commit: 'replicas: 1', acknowledge };
+        const cluster = await TestCluster.start({ config: { log: { level: 'warn' }, durability } });
+        measured.push(await client('commits', cluster.node(1).path('b.db'), journal, 1, SECONDS));
+        await cluster.assertSame('b.db');
+        await cluster.stop();
+      }
+      out.push({
+        journal,
+        acknowledge,
+        'per second': Math.round(median(measured.map((m) => m.perSecond))),
+        'p50 ms': (median(measured.map((m) => m.p50)) / 1000).toFixed(2),
+        'p99 ms': (median(measured.map((m) => m.p99)) / 1000).toFixed(2),
+        target: '3 × LiteFS asynchronous',
+      });
+    }
+  }
+  table('Commits that wait for one replica', out);
 }
 
 async function latency(): Promise<void> {
@@ -223,6 +249,7 @@ const alone = (script: string) => async (): Promise<void> => {
 
 const SECTIONS: Record<string, () => Promise<void>> = {
   commits,
+  durable,
   latency,
   reads,
   start,

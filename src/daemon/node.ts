@@ -248,6 +248,7 @@ export class Node implements NodeApi {
       address: formatAddress(config.peer.addr),
       store: this.#store,
       durable: (name) => this.#durability.fsyncs(name),
+      awaited: (name) => this.#durability.waits(name),
       role: () => this.#primaryRole(),
       secret: config.peer.secret,
       onHigherEpoch: (epoch) => this.#onHigherEpoch(epoch),

@@ -108,6 +108,11 @@ export class Durability {
     return this.#policy(name)?.acknowledge === 'fsync';
   }
 
+  /** Whether commits in this database wait for replicas. */
+  waits(name: string): boolean {
+    return this.#policy(name) !== undefined;
+  }
+
   get state(): DurabilityState | undefined {
     if (this.#isAsync) return undefined;
     return {

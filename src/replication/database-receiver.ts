@@ -17,8 +17,8 @@ export interface ReceiverStream {
   readonly store: ReplicationStore;
   /** The epoch under which the primary sends. */
   readonly epoch: bigint;
-  /** The database's acknowledgement has changed. */
-  changed(receiver: DatabaseReceiver): void;
+  /** The database's acknowledgement has changed; `awaited`: a commit at the primary waits for it, so it goes out now. */
+  changed(receiver: DatabaseReceiver, awaited: boolean): void;
   /** The database is stopped for `retryMs`; the primary is told. */
   failed(receiver: DatabaseReceiver, error: KiteError, retryMs: number): void;
   /** Sends a message; resolves when there is room for more. */
@@ -61,6 +61,8 @@ export class DatabaseReceiver {
   #retry: NodeJS.Timeout | undefined;
   #closed = false;
   #consumedBytes = 0;
+  /** Of the last file. */
+  #awaited = false;
   #durable: EpochPosition | undefined;
 
   constructor(name: string, stream: ReceiverStream) {
@@ -85,6 +87,7 @@ export class DatabaseReceiver {
 
   file(file: File__Output): void {
     this.#step(file.data.length, async () => {
+      this.#awaited = file.awaited;
       if (file.attempt !== this.#attempt || this.#retry !== undefined) return;
       if (!file.difference && (await this.#isKnown(file))) return;
       await this.#begin(file);
@@ -203,7 +206,7 @@ export class DatabaseReceiver {
       }
       // Bytes that were ignored count too: the primary's window must open again.
       this.#consumedBytes += sizeBytes;
-      if (!this.#closed) this.#stream.changed(this);
+      if (!this.#closed) this.#stream.changed(this, this.#awaited && this.#steps.length === 0);
     });
     this.#working ??= this.#work();
   }

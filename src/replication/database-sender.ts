@@ -19,6 +19,8 @@ export interface SenderStream {
   readonly store: ReplicationStore;
   /** Whether the replica is to fsync each file of this database before it acknowledges it. */
   durable(name: string): boolean;
+  /** Whether a commit waits for the acknowledgement. */
+  awaited(name: string): boolean;
   /** A turn to send one message; false when the stream has ended. */
   acquire(): boolean | Promise<boolean>;
   release(): void;
@@ -401,8 +403,9 @@ export class DatabaseSender {
   }
 
   #header(file: Omit<LogFile, 'path'>) {
-    const durable = this.#stream.durable(this.#name);
-    return { ...toWireFile(this.#name, file), attempt: this.#attempt, durable };
+    const name = this.#name;
+    const [durable, awaited] = [this.#stream.durable(name), this.#stream.awaited(name)];
+    return { ...toWireFile(name, file), attempt: this.#attempt, durable, awaited };
   }
 
   #write(message: Omit<ToReplica, 'epoch'>, sizeBytes: number): void {

@@ -36,6 +36,8 @@ import {
 /** Longest wait for the primary's answer to a goodbye. */
 const GOODBYE_MS = 200;
 const DRAIN_POLL_MS = 5;
+/** Acknowledgements for which nobody waits go out together: two messages less for each transaction at 500 commits/s. */
+const UNAWAITED_ACK_MS = 5;
 
 /** What the primary says about a database that this node writes, or wants to. */
 export interface HaltAnswer {
@@ -80,7 +82,7 @@ export class PrimarySession implements ReceiverStream {
   /** Requests about HALT that wait for their answer. */
   readonly #haltRequests = new Map<number, HaltRequest>();
   #haltRequestId = 0;
-  #flushing = false;
+  #unawaited: NodeJS.Timeout | undefined;
   #unsubscribe: (() => void) | undefined;
 
   constructor(host: PrimarySessionHost) {
@@ -118,6 +120,7 @@ export class PrimarySession implements ReceiverStream {
     if (this.#macUp !== undefined) this.#send({ goodbye: {} });
     this.#state = 'ended';
     clearInterval(this.#heartbeat);
+    clearTimeout(this.#unawaited);
     this.#unsubscribe?.();
     // Whether the primary did it is not known.
     for (const request of this.#haltRequests.values()) request.reject(error);
@@ -211,15 +214,10 @@ export class PrimarySession implements ReceiverStream {
     return this.#epoch;
   }
 
-  changed(receiver: DatabaseReceiver): void {
+  changed(receiver: DatabaseReceiver, awaited: boolean): void {
     this.#unacknowledged.add(receiver);
-    if (this.#flushing) return;
-    this.#flushing = true;
-    // At the end of this turn of the event loop: one message per database for all that has just arrived.
-    setImmediate(() => {
-      this.#flushing = false;
-      this.#flush();
-    });
+    if (awaited) this.#flush();
+    else this.#unawaited ??= setTimeout(() => this.#flush(), UNAWAITED_ACK_MS);
   }
 
   failed(receiver: DatabaseReceiver, error: KiteError, retryMs: number): void {
@@ -298,7 +296,7 @@ export class PrimarySession implements ReceiverStream {
     this.#state = 'streaming';
     this.#host.freshness.streamStarted();
     this.#unsubscribe = this.store.subscribe((change) => {
-      if (change.kind === 'applied') this.changed(this.#receiver(change.name));
+      if (change.kind === 'applied') this.changed(this.#receiver(change.name), false);
     });
     const positions = this.store.announced().map((name) => this.#position(name, 0));
     this.#send({ start: { positions } });
@@ -394,6 +392,8 @@ export class PrimarySession implements ReceiverStream {
   }
 
   #flush(): void {
+    clearTimeout(this.#unawaited);
+    this.#unawaited = undefined;
     // While the primary does not read they wait here, one per database; 'drain' sends them.
     if (this.#state === 'ended' || this.#call.writableNeedDrain) return;
     for (const receiver of this.#unacknowledged) this.#send({ ack: receiver.acknowledgement() });

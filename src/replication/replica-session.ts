@@ -149,6 +149,10 @@ export class ReplicaSession implements SenderStream {
     return this.#host.options.durable?.(name) ?? false;
   }
 
+  awaited(name: string): boolean {
+    return this.#host.options.awaited?.(name) ?? false;
+  }
+
   acquire(): boolean | Promise<boolean> {
     return this.#permits.acquire();
   }

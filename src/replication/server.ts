@@ -25,6 +25,8 @@ export interface ReplicationServerOptions {
   readonly secret?: string | undefined;
   /** Whether replicas fsync each file of this database before they acknowledge it. Default: of none. */
   readonly durable?: (name: string) => boolean;
+  /** Whether commits in this database wait for acknowledgements. Default: in none. */
+  readonly awaited?: (name: string) => boolean;
   /** An authenticated peer knows a higher epoch than this node's: somebody else is primary. */
   readonly onHigherEpoch?: (epoch: bigint) => void;
   /** A replica asks for the primary's role; rejects when it stays here, and why is told to the replica. */
