@@ -43,6 +43,9 @@ export class ApplierServer {
         for (const name of this.#halts.names) this.#unhalt(name);
         await Promise.all([...this.#open.keys()].map((name) => this.#close(name)));
         return undefined;
+      case 'settleAll':
+        await Promise.all([...this.#open.values()].map((database) => database.settle()));
+        return undefined;
       case 'recover':
         return await this.#inTurn(call.args.name, () => recoverDatabase(context, call.args.name));
       case 'makeJournalMode':

@@ -129,6 +129,11 @@ export class Applier {
     return this.#call('closeAll', {});
   }
 
+  /** Does now, while everything goes on, what a `closeAll` soon after would keep writers waiting for: checkpoints and fsyncs. */
+  settleAll(): Promise<void> {
+    return this.#call('settleAll', {});
+  }
+
   /**
    * Lets SQLite roll back a hot journal or recover the WAL, at the path applications use (trap 6), and leaves
    * the WAL as it is. To be called when capture has read the WAL (trap 7), before the mount opens.

@@ -40,6 +40,7 @@ export interface ApplierCalls {
   keep: [{ name: string; path: string }, void];
   close: [{ name: string }, EpochPosition | undefined];
   closeAll: [Record<string, never>, void];
+  settleAll: [Record<string, never>, void];
   recover: [{ name: string }, void];
   makeJournalMode: [{ name: string; mode: JournalMode }, JournalMode];
   lock: [{ names: readonly string[]; timeoutMs: number }, readonly Unlocked[]];

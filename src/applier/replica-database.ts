@@ -450,6 +450,14 @@ export class ReplicaDatabase {
     this.#checkpointing = this.#checkpoint().finally(() => (this.#checkpointing = undefined));
   }
 
+  /** See Applier.settleAll. */
+  async settle(): Promise<void> {
+    if (!this.#ready || !this.#connection) return;
+    this.#checkpointing ??= this.#checkpoint().finally(() => (this.#checkpointing = undefined));
+    await this.#checkpointing;
+    await this.#syncFiles();
+  }
+
   async #checkpoint(): Promise<void> {
     const complete = await this.#context.checkpointer.run(mountPath(this.#context, this.#name));
     if (complete) {

@@ -86,7 +86,7 @@ export async function holdWriters(
       onBlocked: (waitedMs, holder) => context.emit({ kind: 'blocked', name, waitedMs, holder }),
       timeoutMs,
       // Writers that commit one after the other leave the lock free for moments only.
-      longestPauseMs: 2,
+      longestPauseMs: 1,
     });
     return database;
   } catch (error) {

@@ -72,6 +72,8 @@ export class HandOff {
     const beganMs = monotonicMs();
     try {
       const target = await this.#near(this.#eligible(request.target), request.waitMs);
+      // Everything but the last moment's: the change of role fsyncs the log, and writers then wait for it.
+      await Promise.all(this.#parts.store.databases().map((name) => this.#parts.store.sync(name)));
       await this.#lockAll(request.waitMs);
       const heldMs = monotonicMs();
       await this.#finish(target);

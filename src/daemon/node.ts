@@ -307,6 +307,7 @@ export class Node implements NodeApi {
       config,
       lease: this.#lease,
       roles: this.#roles,
+      applier: this.#applier,
       events: this.#events,
       role: () => this.#role,
       holder: () => this.#holder,

@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto';
-import { statSync } from 'node:fs';
+import { type FSWatcher, statSync, watch } from 'node:fs';
+import { basename, dirname } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import Database from 'better-sqlite3';
 import { KiteError } from '../errors.js';
@@ -7,7 +8,8 @@ import { monotonicMs } from '../util/clock.js';
 import { decodeMember, decodeRecord, encodeMember, encodeRecord } from './record.js';
 import type { LeaseAdapter, LeaseRecord, Member, NodeProcess, VersionedRecord } from './types.js';
 
-/** How often a watcher looks: one indexed read, some 10 us. */
+/** How often a watcher looks, one indexed read: where the system tells of changes, and where it does not. */
+const LOOK_MS = 100;
 const POLL_MS = 10;
 const BUSY_RETRY_MS = 5;
 
@@ -45,6 +47,8 @@ class LocalLease implements LeaseAdapter {
   #inode = 0n;
   #writtenEpoch = -1n;
   #closed = false;
+  #watcher: FSWatcher | undefined;
+  #onWrite: () => void = () => undefined;
 
   constructor(path: string, nodeId: string) {
     this.#path = path;
@@ -92,9 +96,29 @@ class LocalLease implements LeaseAdapter {
   async watch(version: string, waitMs: number): Promise<VersionedRecord> {
     const untilMs = monotonicMs() + waitMs;
     for (;;) {
+      this.#watcher ??= this.#watchFolder();
+      // Before the look: what is written while it lasts is told by this.
+      const written = new Promise<void>((resolve) => (this.#onWrite = resolve));
       const seen = await this.read(waitMs);
       if (seen.version !== version || this.#closed || monotonicMs() >= untilMs) return seen;
-      await sleep(POLL_MS);
+      await Promise.race([written, sleep(this.#watcher ? LOOK_MS : POLL_MS)]);
+    }
+  }
+
+  /** SQLite writes each change of the record into the `-wal` beside it; undefined where that cannot be watched. */
+  #watchFolder(): FSWatcher | undefined {
+    const name = basename(this.#path);
+    try {
+      const watcher = watch(dirname(this.#path), { persistent: false }, (_event, file) => {
+        if (file?.startsWith(name) === true) this.#onWrite();
+      });
+      watcher.on('error', () => {
+        watcher.close();
+        this.#watcher = undefined;
+      });
+      return watcher;
+    } catch {
+      return undefined;
     }
   }
 
@@ -139,6 +163,8 @@ class LocalLease implements LeaseAdapter {
 
   close(): Promise<void> {
     this.#closed = true;
+    this.#watcher?.close();
+    this.#onWrite();
     this.#db?.close();
     this.#db = undefined;
     this.#lock.close();
