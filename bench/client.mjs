@@ -3,10 +3,13 @@
 //   paced   PATH RATE SECONDS           one-row transactions at a rate, each with the time it began
 //   reads   PATH SECONDS                point reads by primary key
 //   watch   PATH SECONDS                how long after its COMMIT began each `paced` row can be read here
+//   steady  PATH RATE SECONDS PATH2     one-row transactions at a rate in the mount of whoever is primary; when each was acknowledged
+import { existsSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import Database from 'better-sqlite3';
 
 const [workload, path, ...args] = process.argv.slice(2);
-const database = new Database(path, { timeout: 20_000 });
+const database = workload === 'steady' ? undefined : new Database(path, { timeout: 20_000 });
 const nowNs = () => process.hrtime.bigint();
 const pause = new Int32Array(new SharedArrayBuffer(4));
 const sleepMs = (ms) => Atomics.wait(pause, 0, 0, ms);
@@ -89,12 +92,41 @@ function reads(seconds) {
   return { perSecond: count / (Number(nowNs() - began) / 1e9) };
 }
 
+function steady(rate, seconds, other) {
+  const paths = [path, other];
+  const at = [];
+  const end = nowNs() + BigInt(Math.round(seconds * 1e9));
+  for (let turn = 0; nowNs() < end; turn += 1) {
+    const here = paths[turn % 2];
+    if (existsSync(join(dirname(here), '.primary'))) {
+      sleepMs(1);
+      continue;
+    }
+    let connection;
+    try {
+      connection = new Database(here, { timeout: 5000, fileMustExist: true });
+      const insert = connection.prepare('INSERT INTO t(body) VALUES (?)');
+      while (nowNs() < end) {
+        insert.run('x'.repeat(200));
+        at.push(performance.timeOrigin + performance.now());
+        sleepMs(1000 / rate);
+      }
+    } catch {
+      // A replica now: the other one takes writes, or will in a moment.
+    } finally {
+      connection?.close();
+    }
+  }
+  return { at };
+}
+
 const results = {
   commits: () => commits(args[0], Number(args[1]), Number(args[2])),
   paced: () => paced(Number(args[0]), Number(args[1])),
   reads: () => reads(Number(args[0])),
+  steady: () => steady(Number(args[0]), Number(args[1]), args[2]),
   watch: () => watch(Number(args[0])),
 };
 const result = results[workload]();
-database.close();
+database?.close();
 console.log(JSON.stringify(result));

@@ -5,11 +5,12 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { benchApply } from './apply.js';
+import { benchHandOff } from './hand-off.js';
 import { hasLiteFs, LiteFsNodes } from './litefs.js';
 import { TestCluster, type TestNode, run, sqlite } from '../test/helpers/cluster.js';
 
 /**
- * `npm run bench [commits|durable|latency|reads|start|memory|apply|ltx|stream…]`: each section prints a table, with ratios
+ * `npm run bench [commits|durable|latency|reads|start|memory|apply|handoff|ltx|stream…]`: each section prints a table, with ratios
  * against plain SQLite measured in the same run where there is one, against LiteFS where `litefs` is on PATH, and with what
  * is aimed at. Rounds are interleaved and the median counts. ROUNDS and SECONDS change the effort.
  */
@@ -278,6 +279,14 @@ async function apply(): Promise<void> {
   ]);
 }
 
+async function handoff(): Promise<void> {
+  const gapsMs = await benchHandOff();
+  const row = { 'hand-offs': gapsMs.length, 'median ms': median(gapsMs).toFixed(0) };
+  table('Longest gap without a commit in a hand-off, 200 commits/s', [
+    { ...row, 'worst ms': gapsMs.at(-1)?.toFixed(0) ?? '', target: 50 },
+  ]);
+}
+
 /** A benchmark that wants a process to itself, and prints its own table. */
 const alone = (script: string) => async (): Promise<void> => {
   const file = fileURLToPath(new URL(script, import.meta.url));
@@ -293,6 +302,7 @@ const SECTIONS: Record<string, () => Promise<void>> = {
   start,
   memory,
   apply,
+  handoff,
   ltx: alone('./ltx.js'),
   stream: alone('./stream.js'),
 };
