@@ -1,8 +1,23 @@
 import { defineConfig } from 'vitest/config';
 
+/** They measure time, count on deadlines of seconds under full load, or fill memory: nothing runs beside them. */
+const ALONE = [
+  'test/chaos/**/*.test.ts',
+  'test/daemon/**/*.test.ts',
+  'test/lease/**/*.test.ts',
+  'test/mount/large.test.ts',
+  'test/traps/{durability,fencing,native}.test.ts',
+];
+
+const real = {
+  testTimeout: 120_000,
+  hookTimeout: 120_000,
+  pool: 'forks',
+} as const;
+
 /**
- * Two projects: `unit` lives beside the code and needs nothing but Node; `real` needs root, /dev/fuse
- * and a built dist/, and runs one file at a time because the machine's two cores belong to its daemons.
+ * `unit` lives beside the code and needs nothing but Node. `real` and `alone` need root, /dev/fuse and a built dist/: of `real` two
+ * files run at a time, of `alone` one, because the machine's two cores then belong to its daemons.
  */
 export default defineConfig({
   test: {
@@ -16,15 +31,14 @@ export default defineConfig({
       },
       {
         test: {
+          ...real,
           name: 'real',
           include: ['test/**/*.test.ts'],
-          exclude: ['test/simulation/**'],
-          testTimeout: 120_000,
-          hookTimeout: 120_000,
-          fileParallelism: false,
-          pool: 'forks',
+          exclude: ['test/simulation/**', ...ALONE],
+          maxWorkers: 2,
         },
       },
+      { test: { ...real, name: 'alone', include: ALONE, fileParallelism: false } },
     ],
   },
 });

@@ -110,6 +110,7 @@ check('format', 'npx', 'oxfmt', '--check');
 check('docs are current', 'node', 'test/tools/docs.mjs', '--check');
 project('unit');
 project('real');
+project('alone');
 
 for (const test of unsteady) console.log(`passed only in a second run, a bug to be found: ${shown(test)}`);
 for (const name of failed) console.log(`failed: ${name}`);
