@@ -208,6 +208,9 @@ function program(): Command {
   return kitefs;
 }
 
+// Whoever reads what we say may go away (`kitefs … | head`): that is no error, and ends no node.
+for (const stream of [process.stdout, process.stderr]) stream.on('error', () => undefined);
+
 try {
   await program().parseAsync(normaliseArguments(process.argv.slice(2)), { from: 'user' });
 } catch (thrown) {

@@ -65,7 +65,7 @@ function stopOnSignals(supervisor: Supervisor, logger: Logger, hasStarted: () =>
       if (stop.signal.aborted) supervisor.signal(signal);
       stop.abort(signal);
       // A start that hangs cannot be asked to stop; the next start clears up what it had begun.
-      if (!hasStarted()) setTimeout(() => hasStarted() || process.exit(1), GRACE_MS).unref();
+      if (!hasStarted()) setTimeout(() => hasStarted() || endNow(), GRACE_MS).unref();
     });
   }
   // Applications reload their configuration or reopen their logs at these; they must not end the node.
@@ -114,8 +114,13 @@ function endOnBug(logger: Logger): void {
   const end = (thrown: unknown): void => {
     logger.error({ err: thrown }, 'this is a bug in KiteFS; the node ends');
     process.stderr.write(`${thrown instanceof Error ? thrown.stack : String(thrown)}\n`);
-    process.exit(1);
+    endNow();
   };
   process.on('uncaughtException', end);
   process.on('unhandledRejection', end);
+}
+
+/** Not process.exit, which joins all threads: that of the mount may wait in the kernel for a request that never comes. */
+function endNow(): void {
+  process.kill(process.pid, 'SIGKILL');
 }

@@ -1,3 +1,5 @@
+import { fstatSync, writeSync } from 'node:fs';
+
 import { pino, type Logger } from 'pino';
 
 export type { Logger } from 'pino';
@@ -29,8 +31,30 @@ export function createLogger(options: LogOptions, write: (line: string) => void 
   );
 }
 
+const STDERR = 2;
+let isFile: boolean | undefined;
+
+/**
+ * A line that cannot be written is lost and nothing else: the reader of a pipe may be gone, the disk of a file full. To a
+ * pipe it is written without waiting for the reader. A stream over a file would be of no use any more after its first error, also
+ * when there is room again.
+ */
 function writeStderr(line: string): void {
-  process.stderr.write(line);
+  isFile ??= isRegularFile(STDERR);
+  if (!isFile) return void process.stderr.write(line);
+  try {
+    writeSync(STDERR, line);
+  } catch {
+    // There is nowhere to say it.
+  }
+}
+
+function isRegularFile(fd: number): boolean {
+  try {
+    return fstatSync(fd).isFile();
+  } catch {
+    return false;
+  }
 }
 
 /** One JSON line as text: `12:30:05.123 info  message key=value`. */

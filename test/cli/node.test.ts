@@ -1,9 +1,10 @@
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { closeSync, mkdirSync, openSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { sqlite, TestCluster, type TestNode } from '../helpers/cluster.js';
-import { runCli } from './run-cli.js';
+import { run, sqlite, TestCluster, type TestNode, waitFor } from '../helpers/cluster.js';
+import { CLI, runCli } from './run-cli.js';
 
 let cluster: TestCluster;
 let node: TestNode;
@@ -61,6 +62,63 @@ describe('the command line with a running node', () => {
     expect(second.stderr).toMatch(/\[ERR_\w+\]/);
     expect(second.stderr).not.toMatch(/^\s+at |ERR_INTERNAL/m);
     expect((await node.status()).role).toBe('primary');
+  });
+});
+
+describe('kitefs mount whose log cannot be written', () => {
+  it('serves on, and stops, when nobody reads it any more', async () => {
+    const other = await cluster.prepare();
+    const child = other.spawn();
+    // The first line that is written comes back with EPIPE.
+    child.stdout?.destroy();
+    child.stderr?.destroy();
+    await other.ready();
+    await node.sql('log.db', 'CREATE TABLE t (x)', 'INSERT INTO t VALUES (7)');
+    await cluster.caughtUp('log.db');
+    expect(await other.sql('log.db', 'SELECT x FROM t')).toBe('7');
+    expect(await other.stop()).toBe(0);
+    expect(readFileSync('/proc/self/mountinfo', 'utf8')).not.toContain(` ${other.mountDir} `);
+  });
+
+  it('serves on when the disk of its log is full, and writes on when there is room again', async () => {
+    const disk = join(cluster.dir, 'full');
+    mkdirSync(disk);
+    await run('mount', ['-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', disk]);
+    const [ballast, log] = [join(disk, 'ballast'), join(disk, 'log')];
+    writeFileSync(log, '');
+    expect(() => writeFileSync(ballast, Buffer.alloc(1 << 20))).toThrow('ENOSPC');
+    const other = await cluster.prepare();
+    const fd = openSync(log, 'a');
+    const child = spawn(process.execPath, [CLI, 'mount', '-config', other.configPath], {
+      stdio: ['ignore', fd, fd],
+    });
+    closeSync(fd);
+    try {
+      const up = async (): Promise<boolean> =>
+        (await fetch(`http://127.0.0.1:${other.httpPort}/ready`).catch(() => undefined))?.status === 200;
+      await waitFor('the node to be ready', up);
+      expect(statSync(log).size).toBe(0);
+      rmSync(ballast);
+      child.kill('SIGTERM');
+      expect(await once(child, 'exit')).toEqual([0, null]);
+      expect(readFileSync(log, 'utf8')).toContain('SIGTERM: stopping');
+    } finally {
+      child.kill('SIGKILL');
+      await other.clear();
+      await run('umount', ['-l', disk]);
+    }
+  });
+});
+
+describe('commands whose output nobody reads to its end', () => {
+  it('end without an error', async () => {
+    const words = ['config', 'print', '-config', node.configPath];
+    const child = spawn(process.execPath, [CLI, ...words], { stdio: ['ignore', 'pipe', 'pipe'] });
+    child.stdout.destroy();
+    let said = '';
+    child.stderr.on('data', (text: Buffer) => (said += text.toString()));
+    expect(await once(child, 'close')).toEqual([0, null]);
+    expect(said).toBe('');
   });
 });
 
