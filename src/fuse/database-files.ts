@@ -302,13 +302,13 @@ export class DatabaseFiles {
       return committed >= 0 && sizeBytes >= committed ? perform() : this.#refuse(answer, Errno.EACCES);
     }
     if (this.#services.control.state === MountState.primary) {
-      if (settled) {
-        if (this.live) {
-          this.#services.refused(this.name, 'truncate-live', 'cutting off a database in use is refused');
-          return answer(Errno.EBUSY);
-        }
-        this.#adoptLater(by);
+      // The checkpoint of a WAL cuts the file to what a commit said, which is a page at least.
+      const emptiesWal = !this.#journal.live && !settled && sizeBytes < this.#wal.pageSize;
+      if (this.live && (settled || emptiesWal)) {
+        this.#services.refused(this.name, 'truncate-live', 'cutting off a database in use is refused');
+        return answer(Errno.EBUSY);
       }
+      if (settled) this.#adoptLater(by);
     }
     perform();
   }

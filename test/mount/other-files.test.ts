@@ -96,6 +96,11 @@ describe.each(['kernel', 'fuse-native'] as const)('with the %s driver', (driver)
     }
     expect(primary.log()).toContain('in use');
     expect(await shell.ask("INSERT INTO t(b) VALUES ('still here')", 'SELECT count(*) FROM t')).toBe('301');
+    // With a commit that is in the WAL only, too, which an empty file beside it would make SQLite throw away.
+    for (const command of [`cp "${outside}/app.db" live.db`, ': > live.db', 'truncate -s 0 live.db']) {
+      await expect(sh(command), command).rejects.toThrow(/busy/i);
+    }
+    expect(await primary.sql('live.db', 'SELECT count(*) FROM t')).toBe('301');
     await shell.close();
     await cluster.assertSame('live.db');
     // Removed first, or another file moved over it.
