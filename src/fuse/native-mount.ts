@@ -10,6 +10,7 @@ import type { FsNode } from './nodes.js';
 import type { Attributes } from './protocol.js';
 import { Errno, errnoOf, Refusal } from './services.js';
 import { Serving } from './serving.js';
+import { SpecialCopies } from './special-copies.js';
 
 /** What fuse-native calls with: a negative errno, or 0 (a count, for read and write), and the result. */
 type Callback = (result: number, value?: unknown) => void;
@@ -22,7 +23,10 @@ type FuseNative = new (
   options: Record<string, unknown>,
 ) => { mount(done: (error: Error | null) => void): void };
 
-const { O_RDWR, O_SYNC } = fs.constants;
+const { O_RDWR, O_SYNC, O_ACCMODE } = { O_ACCMODE: 3, ...fs.constants };
+
+const LINK_MODE = 0o120444;
+const ID_MAX = 0x7fff_ffff;
 
 /**
  * Mounts with fuse-native (libfuse 2.9, the setuid `fusermount`), for hosts where mount(2) is not
@@ -88,7 +92,23 @@ async function loadFuseNative(): Promise<FuseNative> {
 function operations(served: Serving): Record<string, Operation> {
   const files = served.fileSystem;
   const caller = (): Caller => ({ pid: 0, uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0 });
-  const handles = new Map<number, Handle>();
+  const copies = new SpecialCopies();
+  /** What is open, by the number that libfuse knows it by: a handle, or the number of a copy of a special file. */
+  const open = new Map<number, Handle | number>();
+  let lastId = 0;
+
+  const keep = (what: Handle | number): number => {
+    // fuse-native takes a number of 31 bits, and 0 for none.
+    do lastId = (lastId % ID_MAX) + 1;
+    while (open.has(lastId));
+    open.set(lastId, what);
+    return lastId;
+  };
+  const handleOf = (id: number): Handle => {
+    const found = open.get(id);
+    if (typeof found !== 'object') throw new Refusal(Errno.EBADF);
+    return found;
+  };
 
   const find = (path: string): FsNode => {
     const node = files.resolve(path.slice(1));
@@ -116,8 +136,7 @@ function operations(served: Serving): Record<string, Operation> {
   const opened =
     (callback: Callback) =>
     (errno: number, handle?: Handle): void => {
-      if (handle) handles.set(handle.id, handle);
-      callback(-errno, handle?.id);
+      callback(-errno, handle && keep(handle));
     };
   const stats = (attributes: Attributes): Record<string, unknown> => ({
     ...attributes,
@@ -127,23 +146,21 @@ function operations(served: Serving): Record<string, Operation> {
   });
   const getattr = (path: string, callback: Callback): void =>
     guarded(callback, () => {
+      const copy = copyOf(path);
+      if (copy !== undefined) return callback(0, stats(attributesOf(copies.look(copy))));
       const node = find(path);
-      if (node.kind !== 'special') return callback(0, stats(files.attributes(node)));
-      // libfuse reads as many bytes as the attributes say, so that the content is made for them too.
-      files.open(node, 0, caller(), (errno, handle) => {
-        if (!handle) return callback(-errno);
-        const now = Date.now();
-        const size = handle.content?.length ?? 0;
-        files.release(handle);
-        callback(0, stats({ ...files.attributes(node), size, mtimeMs: now, ctimeMs: now }));
-      });
+      const attributes = files.attributes(node);
+      callback(0, stats(node.kind === 'special' ? { ...attributes, mode: LINK_MODE } : attributes));
     });
   const sync = (fd: number, callback: Callback): void => {
     if (fd < 0) return callback(0);
     fs.fsync(fd, (error) => callback(-(errnoOf(error) ?? 0)));
   };
   const change = (path: string, callback: Callback, to: Parameters<typeof files.setAttributes>[1]): void =>
-    guarded(callback, () => files.setAttributes(find(path), to, caller(), undefined, plain(callback)));
+    guarded(callback, () => {
+      if (copyOf(path) !== undefined) return callback(-Errno.EACCES);
+      files.setAttributes(find(path), to, caller(), undefined, plain(callback));
+    });
   const refuse = (_from: string, _to: unknown, ...rest: unknown[]): void =>
     (rest.at(-1) as Callback)(-Errno.EPERM);
 
@@ -151,12 +168,27 @@ function operations(served: Serving): Record<string, Operation> {
     getattr,
     fgetattr: (path: string, id: number, callback: Callback) =>
       guarded(callback, () => {
-        const handle = handles.get(id);
-        if (!handle || handle.node.kind === 'special') return getattr(path, callback);
-        callback(0, stats(files.attributes(handle.node)));
+        const found = open.get(id);
+        if (typeof found !== 'object') return getattr(path, callback);
+        callback(0, stats(files.attributes(found.node)));
       }),
+    readlink: (path: string, callback: Callback) =>
+      guarded(callback, () =>
+        files.open(find(path), 0, caller(), (errno, handle) => {
+          if (!handle) return callback(-errno);
+          const number = copies.add(handle.content ?? NOTHING);
+          files.release(handle);
+          callback(0, `${'../'.repeat(path.split('/').length - 2)}${COPIES.slice(1)}${number}`);
+        }),
+      ),
     open: (path: string, flags: number, callback: Callback) =>
-      guarded(callback, () => files.open(find(path), flags, caller(), opened(callback))),
+      guarded(callback, () => {
+        const copy = copyOf(path);
+        if (copy === undefined) return files.open(find(path), flags, caller(), opened(callback));
+        if ((flags & O_ACCMODE) !== 0) return callback(-Errno.EACCES);
+        if (!copies.open(copy)) return callback(-Errno.ENOENT);
+        callback(0, keep(copy));
+      }),
     // The flags are not told. O_SYNC matters for names only that the applier has announced.
     create: (path: string, mode: number, callback: Callback) =>
       guarded(callback, () =>
@@ -164,7 +196,9 @@ function operations(served: Serving): Record<string, Operation> {
       ),
     read: (_path: string, id: number, into: Buffer, length: number, position: number, callback: Callback) =>
       guarded(callback, () => {
-        const source = files.source(files.handle(id));
+        const found = open.get(id);
+        const source =
+          typeof found === 'number' ? { memory: copies.look(found) ?? NOTHING } : files.source(handleOf(id));
         if ('memory' in source) {
           const from = Math.min(position, source.memory.length);
           return callback(source.memory.copy(into, 0, from, Math.min(from + length, source.memory.length)));
@@ -175,20 +209,26 @@ function operations(served: Serving): Record<string, Operation> {
       }),
     write: (_path: string, id: number, from: Buffer, length: number, position: number, callback: Callback) =>
       guarded(callback, () =>
-        files.write(files.handle(id), from.subarray(0, length), position, caller(), (errno) => {
+        files.write(handleOf(id), from.subarray(0, length), position, caller(), (errno) => {
           callback(errno === 0 ? length : -errno);
         }),
       ),
     flush: (_path: string, id: number, callback: Callback) =>
-      guarded(callback, () => files.flush(files.handle(id), plain(callback))),
+      guarded(callback, () =>
+        typeof open.get(id) === 'number' ? callback(0) : files.flush(handleOf(id), plain(callback)),
+      ),
     release: (_path: string, id: number, callback: Callback) =>
       guarded(callback, () => {
-        files.release(files.handle(id));
-        handles.delete(id);
+        const found = open.get(id);
+        open.delete(id);
+        if (typeof found === 'number') copies.close(found);
+        else if (found) files.release(found);
         callback(0);
       }),
     fsync: (_path: string, _dataOnly: number, id: number, callback: Callback) =>
-      guarded(callback, () => sync(files.syncTarget(files.handle(id)), callback)),
+      guarded(callback, () =>
+        sync(typeof open.get(id) === 'number' ? -1 : files.syncTarget(handleOf(id)), callback),
+      ),
     fsyncdir: (path: string, _dataOnly: number, _id: number, callback: Callback) =>
       guarded(callback, () => {
         for (const folder of files.foldersToSync(find(path))) {
@@ -222,7 +262,7 @@ function operations(served: Serving): Record<string, Operation> {
     truncate: (path: string, size: number, callback: Callback) => change(path, callback, { size }),
     ftruncate: (_path: string, id: number, size: number, callback: Callback) =>
       guarded(callback, () => {
-        const handle = files.handle(id);
+        const handle = handleOf(id);
         files.setAttributes(handle.node, { size }, caller(), handle, plain(callback));
       }),
     chmod: (path: string, mode: number, callback: Callback) => change(path, callback, { mode }),
@@ -248,6 +288,21 @@ function operations(served: Serving): Record<string, Operation> {
     symlink: refuse,
     mknod: refuse,
   };
+}
+
+/** Where copies of special files are; behind it comes their number. */
+const COPIES = '/.kitefs/.copy-';
+const NOTHING = Buffer.alloc(0);
+
+/** The number of a copy of a special file, of its path. */
+const copyOf = (path: string): number | undefined =>
+  path.startsWith(COPIES) ? Number(path.slice(COPIES.length)) : undefined;
+
+function attributesOf(copy: Buffer | undefined): Attributes {
+  if (!copy) throw new Refusal(Errno.ENOENT);
+  const now = Date.now();
+  const owner = { uid: 0, gid: 0, nlink: 1, mode: 0o100444 };
+  return { ...owner, size: copy.length, blocks: 1, atimeMs: now, mtimeMs: now, ctimeMs: now };
 }
 
 /** chown(2)'s -1: stays as it is. */
