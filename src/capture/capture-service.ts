@@ -1,12 +1,11 @@
 import { createHash } from 'node:crypto';
-import { closeSync, existsSync, openSync, readdirSync, rmSync } from 'node:fs';
+import { closeSync, existsSync, openSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 
 import { KiteError, toKiteError } from '../errors.js';
 import { MountState, type ControlBlock } from '../fuse/control-block.js';
 import { CHECKSUM_FLAG } from '../ltx/format.js';
-import { databasePaths } from '../store/data-directory.js';
-import { decodeDatabaseName } from '../store/database-name.js';
+import { databasePaths, storedDatabaseNames } from '../store/data-directory.js';
 import { Log } from '../store/log.js';
 import { BackgroundCheck } from '../store/background-check.js';
 import type { EpochPosition } from '../store/types.js';
@@ -439,12 +438,8 @@ export class CaptureService {
   }
 
   #storedNames(): string[] {
-    const directory = join(this.#options.dataDir, 'dbs');
-    if (!existsSync(directory)) return [];
-    return readdirSync(directory)
-      .map(decodeDatabaseName)
-      .filter((name) => name !== undefined)
-      .toSorted();
+    const { dataDir } = this.#options;
+    return existsSync(join(dataDir, 'dbs')) ? storedDatabaseNames(dataDir) : [];
   }
 
   #closeAll(): void {

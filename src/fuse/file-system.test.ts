@@ -15,6 +15,7 @@ const SECOND_NS = 1_000_000_000n;
 
 let dataDir: string;
 let control: ControlBlock;
+let services: MountServices;
 let files: FileSystem;
 /** Called by capture before it answers. */
 let reused: number[];
@@ -39,7 +40,7 @@ beforeEach(() => {
     restoresCommitted: (_slot, _offset, _bytes, answer) => answer(Errno.EIO),
   };
   const nothing = (): undefined => undefined;
-  const services: MountServices = {
+  services = {
     dataDir,
     control,
     gate,
@@ -84,6 +85,22 @@ const fence = (): void => {
 };
 
 describe('the file system', () => {
+  it('takes no notice of what somebody put among its databases', () => {
+    create('a.db');
+    write(create('b.db'), Buffer.from('SQLite format 3\0'.padEnd(100, '\0'), 'latin1'));
+    fs.writeFileSync(path.join(dataDir, 'dbs', 'notes.txt'), 'a file');
+    fs.mkdirSync(path.join(dataDir, 'dbs', 'not encoded'));
+    const again = new FileSystem(services);
+    expect(again.list(again.root).map(({ name }) => name)).toEqual([
+      '.',
+      '..',
+      'a.db',
+      'b.db',
+      '.lag',
+      '.kitefs',
+    ]);
+  });
+
   it('syncs the folder of a database whose journal was made, and then not again (trap 26)', () => {
     create('a.db');
     create('a.db-journal');

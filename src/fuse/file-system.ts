@@ -3,7 +3,8 @@ import path from 'node:path';
 
 import { WAL_INDEX_HEADER_BYTES } from '../sqlite/wal-index.js';
 import { parseWalHeader, WAL_HEADER_BYTES } from '../sqlite/wal.js';
-import { classifyPath, decodeDatabaseName } from '../store/database-name.js';
+import { storedDatabaseNames } from '../store/data-directory.js';
+import { classifyPath } from '../store/database-name.js';
 import { writeFully } from '../util/files.js';
 import { MountState } from './control-block.js';
 import { DatabaseFiles, type DatabaseFileKind, type Writer } from './database-files.js';
@@ -100,10 +101,7 @@ export class FileSystem {
     this.root = new FsNode('folder', undefined, '', ROOT_NODE_ID);
     this.#nodes.set(ROOT_NODE_ID, this.root);
     this.#nodes.set(WAKE_NODE_ID, new FsNode('wake', undefined, '.wake', WAKE_NODE_ID));
-    for (const encoded of fs.readdirSync(path.join(services.dataDir, 'dbs'))) {
-      const name = decodeDatabaseName(encoded);
-      if (name !== undefined) this.#addDatabase(name);
-    }
+    for (const name of storedDatabaseNames(services.dataDir)) this.#addDatabase(name);
   }
 
   // --- The applier and the role

@@ -39,6 +39,15 @@ export function databasePaths(dataDir: string, name: string): DatabasePaths {
   };
 }
 
+/** Names of all databases with a folder in a data directory, sorted. What else somebody put there is not looked at. */
+export function storedDatabaseNames(dataDir: string): string[] {
+  return readdirSync(join(dataDir, 'dbs'), { withFileTypes: true })
+    .filter((entry) => entry.isDirectory())
+    .map((entry) => decodeDatabaseName(entry.name))
+    .filter((name) => name !== undefined)
+    .toSorted();
+}
+
 /** `<data>`: made or opened, and owned (an OS lock that dies with the process) until `close`. */
 export class DataDirectory {
   readonly path: string;
@@ -120,11 +129,7 @@ export class DataDirectory {
 
   /** Names of all databases with a folder here, sorted; also those whose `database` was dropped and whose log is kept. */
   names(): string[] {
-    return readdirSync(join(this.path, 'dbs'), { withFileTypes: true })
-      .filter((entry) => entry.isDirectory())
-      .map((entry) => decodeDatabaseName(entry.name))
-      .filter((name) => name !== undefined)
-      .toSorted();
+    return storedDatabaseNames(this.path);
   }
 
   /** Makes the folders of a database durable; harmless when they exist. */
