@@ -1,11 +1,15 @@
 import { closeSync, openSync, readSync } from 'node:fs';
 
+import { KiteError } from '../errors.js';
 import { LtxDecoder } from '../ltx/decoder.js';
 import { HEADER_BYTES, parseHeader, type LtxHeader } from '../ltx/format.js';
 import { samePosition } from '../ltx/position.js';
 import type { Log } from '../store/log.js';
 import { PageChecksums, type JournalVersions } from '../store/page-checksums.js';
 import type { LogFile } from '../store/types.js';
+
+/** Of files that are not what they should be; a disk that cannot be read is another matter. */
+const DAMAGE: ReadonlySet<string> = new Set(['ERR_LTX_DAMAGED', 'ERR_LTX_FOREIGN', 'ERR_STORE_LOG_DAMAGED']);
 
 /** The page checksums at the end of a log. */
 export interface RecoveredChecksums {
@@ -19,7 +23,7 @@ export interface RecoveredChecksums {
 /**
  * Brings the flushed page checksums up to the log's end with what the later files themselves hold, which is
  * exact whatever became of `database`. Starts from nothing when the log begins with a whole database.
- * Returns undefined when neither is possible: then only a full reading can tell.
+ * Returns undefined when neither is possible, or a file that it takes is damaged: then only a full reading can tell.
  */
 export function recoverChecksums(log: Log, checksumsPath: string): RecoveredChecksums | undefined {
   const end = log.lastPosition;
@@ -32,12 +36,12 @@ export function recoverChecksums(log: Log, checksumsPath: string): RecoveredChec
   const missed = loaded && log.filesAfter(loaded.flush.position);
   if (loaded && missed) {
     const done = replay(loaded.checksums, loaded.flush.pageSize, missed);
-    if (done.checksum === end.checksum) return { checksums: done, current: false };
+    if (done?.checksum === end.checksum) return { checksums: done, current: false };
   }
   const all = log.filesAfter({ txid: 0n, checksum: 0n });
   if (!all || all[0]?.minTxid !== 1n) return undefined;
   const done = replay(new PageChecksums(), 0, all);
-  return done.checksum === end.checksum ? { checksums: done, current: false } : undefined;
+  return done?.checksum === end.checksum ? { checksums: done, current: false } : undefined;
 }
 
 /** The header of a log file. */
@@ -51,7 +55,21 @@ export function readLtxHeader(file: LogFile): LtxHeader {
   }
 }
 
-function replay(checksums: PageChecksums, startPageSize: number, files: readonly LogFile[]): PageChecksums {
+function replay(
+  checksums: PageChecksums,
+  startPageSize: number,
+  files: readonly LogFile[],
+): PageChecksums | undefined {
+  try {
+    return replayed(checksums, startPageSize, files);
+  } catch (error) {
+    // Who needs the file itself will say so: here it is one of two ways to the same knowledge.
+    if (error instanceof KiteError && DAMAGE.has(error.code)) return undefined;
+    throw error;
+  }
+}
+
+function replayed(checksums: PageChecksums, startPageSize: number, files: readonly LogFile[]): PageChecksums {
   let pageSize = startPageSize;
   for (const file of files) {
     // A file with another page size holds the whole database.

@@ -22,7 +22,7 @@ let cluster: TestCluster;
 let primary: TestNode;
 let replica: TestNode;
 
-const ON_PRIMARY = ['page.db', 'no-sqlite.db', 'log-foreign.db', 'log-gap.db'];
+const ON_PRIMARY = ['page.db', 'no-sqlite.db', 'log-foreign.db', 'log-flip.db', 'log-gap.db'];
 const ON_REPLICA = [
   'r-page.db',
   'r-no-sqlite.db',
@@ -126,6 +126,7 @@ describe('damage on a primary that was killed', () => {
     const damaged = ['page.db', 'no-sqlite.db'].map((name) => readFileSync(paths(primary, name).database));
     renameSync(at(logFiles(primary, 'log-gap.db'), 1), join(primary.dir, 'taken-away'));
     writeFileSync(at(logFiles(primary, 'log-foreign.db'), -1), 'SQLite format 3\0');
+    flip(at(logFiles(primary, 'log-flip.db'), 1), 130);
 
     await primary.start();
     for (const [i, name] of ['page.db', 'no-sqlite.db'].entries()) {
@@ -139,7 +140,7 @@ describe('damage on a primary that was killed', () => {
     await expect(primary.sql('page.db', 'INSERT INTO t (body) VALUES (1)')).rejects.toThrow(
       /disk I\/O|readonly/,
     );
-    for (const name of ['good.db', 'log-gap.db', 'log-foreign.db']) {
+    for (const name of ['good.db', 'log-gap.db', 'log-flip.db', 'log-foreign.db']) {
       await primary.sql(name, 'INSERT INTO t (body) VALUES (1)');
       expect(await primary.sql(name, 'PRAGMA integrity_check')).toBe('ok');
     }
@@ -148,6 +149,7 @@ describe('damage on a primary that was killed', () => {
 
   it('lets a replica have what is sound, also of a database whose log was lost', async () => {
     await replica.start();
-    for (const name of ['good.db', 'log-gap.db', 'log-foreign.db']) await cluster.assertSame(name);
+    for (const name of ['good.db', 'log-gap.db', 'log-flip.db', 'log-foreign.db'])
+      await cluster.assertSame(name);
   });
 });
