@@ -2,9 +2,13 @@ import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
 import { basename } from 'node:path';
 import { KiteError } from '../errors.js';
 import { LtxDecoder } from '../ltx/decoder.js';
-import { HEADER_BYTES, parseHeader, TRAILER_BYTES } from '../ltx/format.js';
+import { CHECKSUM_FLAG, HEADER_BYTES, parseHeader, TRAILER_BYTES } from '../ltx/format.js';
 import { parseLtxFileName, type TxidRange } from '../ltx/position.js';
 import type { LogFile } from './types.js';
+
+/** Before the trailer: the length of the page index, which files of LiteFS have not. */
+const INDEX_LENGTH_BYTES = 8;
+const TAIL_BYTES = INDEX_LENGTH_BYTES + TRAILER_BYTES;
 
 /** The files of a log's folder, before any of them is opened. */
 export interface FolderContents {
@@ -83,8 +87,15 @@ export function whyNotAfter(last: LogFile, next: Omit<LogFile, 'path'>): string 
 
 function describe(fd: number, path: string): LogFile {
   const sizeBytes = fstatSync(fd).size;
-  const { header } = parseHeader(readAt(fd, 0, HEADER_BYTES));
-  const trailer = readAt(fd, sizeBytes - TRAILER_BYTES, TRAILER_BYTES);
+  const { header, lz4Stream } = parseHeader(readAt(fd, 0, HEADER_BYTES));
+  const tail = readAt(fd, sizeBytes - TAIL_BYTES, TAIL_BYTES);
+  const indexBytes = lz4Stream ? 1n : tail.readBigUInt64BE(0);
+  const postApplyChecksum = tail.readBigUInt64BE(INDEX_LENGTH_BYTES);
+  // What is at the end of a file that was cut off later than it was written is no trailer, and no position to go on from.
+  const isTail = indexBytes > 0n && indexBytes <= BigInt(sizeBytes - HEADER_BYTES - TAIL_BYTES);
+  if (!isTail || (postApplyChecksum & CHECKSUM_FLAG) === 0n) {
+    throw new KiteError('ERR_STORE_LOG_DAMAGED', 'it is cut off');
+  }
   const named = parseLtxFileName(basename(path));
   if (named && (named.minTxid !== header.minTxid || named.maxTxid !== header.maxTxid)) {
     throw new KiteError('ERR_STORE_LOG_DAMAGED', `it holds TXIDs ${header.minTxid} to ${header.maxTxid}`);
@@ -96,7 +107,7 @@ function describe(fd: number, path: string): LogFile {
     minTxid: header.minTxid,
     maxTxid: header.maxTxid,
     preApplyChecksum: header.preApplyChecksum,
-    postApplyChecksum: trailer.readBigUInt64BE(0),
+    postApplyChecksum,
     pageSize: header.pageSize,
     commitPages: header.commitPages,
   };

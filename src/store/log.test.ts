@@ -150,17 +150,20 @@ test('after a power cut the log ends before the first file that is torn or missi
 
 test('a durable file that is missing or whose end is unreadable stops the database, and nothing is changed', async () => {
   const files = chain(5);
-  for (const damage of ['missing', 'cut'] as const) {
+  const last = files[4]!;
+  const refused = async (damage: (directory: string) => void): Promise<void> => {
     const { directory, log } = logWith(files);
     await log.close();
-    if (damage === 'missing') unlinkSync(pathOf(directory, files[2]!));
-    else truncateSync(pathOf(directory, files[4]!), 50);
+    damage(directory);
     const before = readdirSync(directory);
     expect(() => Log.open(directory, { repair: true })).toThrow(
       expect.objectContaining({ code: 'ERR_STORE_LOG_DAMAGED' }),
     );
     expect(readdirSync(directory)).toEqual(before);
-  }
+  };
+  await refused((directory) => unlinkSync(pathOf(directory, files[2]!)));
+  for (let size = 0; size < last.bytes.length; size += 1)
+    await refused((directory) => truncateSync(pathOf(directory, last), size));
 });
 
 test('a file that does not follow is refused, and nothing of it is left', () => {
