@@ -355,12 +355,13 @@ export class DatabaseFiles {
   ): void {
     const { gate } = this.#services;
     if (sizeBytes >= this.#wal.committedEnd && this.#wal.committedEnd > 0) return perform();
-    if (!this.#mayChangeWal(by)) {
-      // A checkpoint of any connection may end by emptying the WAL, once nothing is in it alone.
-      if (this.#walPages.backfilledInto(this.paths.database)) return perform();
+    // A checkpoint of any connection may end by emptying the WAL, once nothing is in it alone.
+    if (!this.#mayChangeWal(by) && !this.#walPages.backfilledInto(this.paths.database)) {
       return this.#refuse(answer, Errno.EACCES);
     }
-    if (!this.#isCaptured || this.#wal.pageSize === 0) return perform();
+    // Also of a fenced primary: a renewal may succeed after all, and capture would go on looking into the WAL that is gone.
+    const { stopped } = this.#services;
+    if (!this.#isCaptured || stopped.has(this.name) || this.#wal.pageSize === 0) return perform();
     const change = { kind, fromBytes: sizeBytes, durable: this.#takeDurable() };
     gate.beforeWalChange(this.slot, change, (errno) =>
       errno === 0 ? guarded(answer, perform) : answer(errno),

@@ -180,6 +180,22 @@ describe('the file system', () => {
     captured = fence;
     expect(write(wal, bytes)).toBe(Errno.EIO);
   });
+
+  it('tells capture of a WAL that goes while the primary is fenced, which may be primary again', () => {
+    for (const cut of ['unlink', 'truncate']) {
+      control.deadlineNs = process.hrtime.bigint() + 3600n * SECOND_NS;
+      create(`${cut}.db`);
+      const wal = create(`${cut}.db-wal`);
+      expect(write(wal, walHeader())).toBe(0);
+      fence();
+      let told = 0;
+      captured = () => (told += 1);
+      let answered = -1;
+      if (cut === 'unlink') files.unlink(files.root, 'unlink.db-wal', CALLER, (errno) => (answered = errno));
+      else files.setAttributes(wal.node, { size: 0 }, CALLER, wal, (errno) => (answered = errno));
+      expect({ cut, answered, told }).toEqual({ cut, answered: 0, told: 1 });
+    }
+  });
 });
 
 function walHeader(): Buffer {
