@@ -567,6 +567,9 @@ export class Node implements NodeApi {
       case 'unreachable':
         this.#events.add('unreachable', event.reason, { level: 'warn' });
         break;
+      case 'clockGap':
+        this.#events.add('clock-gap', event.reason, { level: 'warn' });
+        break;
       default:
         this.#events.add(event.kind, event.reason);
     }

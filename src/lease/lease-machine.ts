@@ -188,6 +188,7 @@ export class LeaseMachine {
         return;
       case 'clockGap':
         // Everything that was measured or sent before the gap counts for nothing.
+        this.#tell({ kind: 'clockGap', reason: input.why });
         this.#fence(input.why);
         if (this.#hold) this.#hold.deadlineMs = -Infinity;
         this.#known = undefined;

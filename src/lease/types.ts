@@ -127,6 +127,8 @@ export type LeaseEvent =
   | { readonly kind: 'waiting'; readonly reason: string }
   | { readonly kind: 'unreachable'; readonly reason: string }
   | { readonly kind: 'reachable'; readonly reason: string }
+  /** The clocks of this machine ran apart: nothing that was measured before counts. `fenced` follows on a primary. */
+  | { readonly kind: 'clockGap'; readonly reason: string }
   /**
    * The record or a member contradicts what this node is. `fatal`: the lease has stopped for good, the
    * node must not serve; else it goes on watching without following that record.

@@ -42,6 +42,8 @@ export interface NodeOptions {
   place?: Place;
   /** Other than the cluster's. */
   ttl?: string;
+  /** More of the daemon's environment. */
+  env?: NodeJS.ProcessEnv;
   /** More configuration, merged section by section. */
   config?: Record<string, Record<string, unknown>>;
 }
@@ -216,6 +218,7 @@ export class TestNode {
       config[section] = { ...config[section], ...keys };
     }
     writeFileSync(this.configPath, stringify(config));
+    Object.assign(this.#env, options.env);
   }
 
   /** Starts `kitefs mount` and waits until it is ready to be used. */
