@@ -58,8 +58,14 @@ function databaseRow(database: DatabaseStatus): string[] {
     formatSize(database.sizeBytes),
     `${database.logFiles} files`,
     formatSize(database.walBytes),
-    database.error ?? '',
+    [haltOf(database), database.error ?? ''].filter(Boolean).join('; '),
   ];
+}
+
+function haltOf({ halt }: DatabaseStatus): string {
+  if (!halt) return '';
+  const { nodeId, id, remainingMs } = halt;
+  return `${nodeId} writes it (HALT ${id}), for ${formatDuration(remainingMs)} unless renewed`;
 }
 
 /** Columns as wide as their widest cell, two spaces between them. */

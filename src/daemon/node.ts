@@ -198,6 +198,7 @@ export class Node implements NodeApi {
       onEvent: onHalt,
     });
     this.#haltLocks = new HaltLocks({
+      nodeId,
       store: this.#store,
       capture: this.#capture,
       mount: this.#mount,
@@ -390,6 +391,7 @@ export class Node implements NodeApi {
       client: this.#roles?.client,
       replicas: this.#server?.replicas() ?? [],
       durability: this.#durability?.state,
+      halt: (name) => this.#haltGrants?.status(name) ?? this.#haltLocks?.status(name),
       otherFiles: this.#config.fuse.otherFiles === 'local' ? this.#data.otherFiles() : [],
       events: this.#events.recent(),
     });

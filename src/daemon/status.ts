@@ -7,6 +7,7 @@ import { formatPosition, NO_POSITION } from '../ltx/position.js';
 import {
   isPrimary,
   type DatabaseStatus,
+  type HaltStatus,
   type NodeEvent,
   type NodeRole,
   type NodeStatus,
@@ -31,6 +32,8 @@ export interface StatusSources {
   readonly client: ReplicationClient | undefined;
   readonly replicas: readonly ReplicaStatus[];
   readonly durability: DurabilityState | undefined;
+  /** The replica that writes a database now. */
+  readonly halt: (name: string) => HaltStatus | undefined;
   readonly otherFiles: readonly string[];
   readonly events: readonly NodeEvent[];
 }
@@ -75,7 +78,7 @@ export function makeStatus(from: StatusSources): NodeStatus {
 /** A database; undefined when it was dropped and only its log is left. */
 function databaseStatus(
   name: string,
-  { store, client, role, config }: StatusSources,
+  { store, client, role, config, halt }: StatusSources,
 ): DatabaseStatus | undefined {
   const last = store.lastFile(name);
   if (!last || last.commitPages === 0) return undefined;
@@ -92,6 +95,7 @@ function databaseStatus(
     logFiles: store.logFileCount(name),
     walBytes: sizeOf(paths.wal),
     check: store.check(name),
+    halt: halt(name),
     error: store.error(name)?.describe(),
   };
 }

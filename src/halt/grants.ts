@@ -9,6 +9,7 @@ import { verifyFile } from '../daemon/verify-file.js';
 import { KiteError, toKiteError } from '../errors.js';
 import type { ControlBlock } from '../fuse/control-block.js';
 import { formatPosition } from '../ltx/position.js';
+import type { HaltStatus } from '../observability/node-status.js';
 import type { HaltHost, HaltOf, IncomingTransaction } from '../replication/server.js';
 import type { LogFileMeta } from '../store/log.js';
 import type { EpochPosition } from '../store/types.js';
@@ -53,6 +54,14 @@ export class HaltGrants implements HaltHost {
 
   get ttlMs(): number {
     return this.#options.ttlMs;
+  }
+
+  /** Who writes a database; undefined: nobody, or the lock for it is being waited for. */
+  status(name: string): HaltStatus | undefined {
+    const grant = this.#grants.get(name);
+    if (!grant || grant.deadlineMs === Infinity) return undefined;
+    const { nodeId, id, deadlineMs } = grant;
+    return { nodeId, id, remainingMs: Math.max(0, deadlineMs - monotonicMs()) };
   }
 
   async acquire(of: HaltOf, waitMs: number): Promise<EpochPosition> {

@@ -3,6 +3,7 @@ import type { NodeStore } from '../daemon/node-store.js';
 import { KiteError, toKiteError } from '../errors.js';
 import type { Mount } from '../fuse/mount.js';
 import { formatPosition, samePosition } from '../ltx/position.js';
+import type { HaltStatus } from '../observability/node-status.js';
 import type { ReplicationClient } from '../replication/client.js';
 import type { EpochPosition } from '../store/types.js';
 import { monotonicMs } from '../util/clock.js';
@@ -10,6 +11,7 @@ import { monotonicMs } from '../util/clock.js';
 const EIO = 5;
 
 export interface HaltLocksOptions {
+  readonly nodeId: string;
   readonly store: NodeStore;
   readonly capture: Capture;
   readonly mount: Mount;
@@ -59,6 +61,14 @@ export class HaltLocks {
 
   constructor(options: HaltLocksOptions) {
     this.#options = options;
+  }
+
+  /** Of a database that applications of this node write now. */
+  status(name: string): HaltStatus | undefined {
+    const lock = this.#locks.get(name);
+    if (!lock || lock.deadlineMs === Infinity) return undefined;
+    const { nodeId } = this.#options;
+    return { nodeId, id: lock.id, remainingMs: Math.max(0, lock.deadlineMs - monotonicMs()) };
   }
 
   /** Resolves when applications of this node may write the database. With the id of one that is held: holds it on. */

@@ -59,8 +59,19 @@ export interface DatabaseStatus {
   readonly walBytes: number;
   /** How many of its pages the full check behind the last start has read; undefined: it has not begun, or there is none. */
   readonly check: { readonly checkedPages: number; readonly pages: number } | undefined;
+  /** A replica writes it now (HALT); known on that replica and on the primary. */
+  readonly halt?: HaltStatus | undefined;
   /** Why this database does not serve, or undefined. */
   readonly error: string | undefined;
+}
+
+export interface HaltStatus {
+  /** The replica that writes. */
+  readonly nodeId: string;
+  /** The number that whoever asked for it has chosen. */
+  readonly id: number;
+  /** When it ends unless it is renewed. */
+  readonly remainingMs: number;
 }
 
 export interface DurabilityStatus {

@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { expect, it } from 'vitest';
-import { TestCluster, type TestNode, run, waitFor } from '../helpers/cluster.js';
+import { TestCluster, type TestNode, waitFor } from '../helpers/cluster.js';
 import { generator } from '../equivalence/statements.js';
 
 /**
@@ -54,14 +54,6 @@ class Writer {
   }
 }
 
-/** Pid of the applier of a node's daemon. */
-async function applierOf(node: TestNode): Promise<number> {
-  const lines = (await run('ps', ['-o', 'pid=,args=', '--ppid', String(node.pid)])).split('\n');
-  const line = lines.find((text) => text.includes('applier'));
-  if (!line) throw new Error(`no applier among:\n${lines.join('\n')}`);
-  return Number.parseInt(line, 10);
-}
-
 const lastRow = async (node: TestNode): Promise<number> =>
   Number(await node.sql('app.db', 'SELECT max(n) FROM t'));
 
@@ -101,7 +93,7 @@ it(
 
         if (victim === 'daemon') await primary.kill();
         if (victim === 'application') writer.kill();
-        if (victim === 'applier') process.kill(await applierOf(replica), 'SIGKILL');
+        if (victim === 'applier') process.kill(await replica.applierPid(), 'SIGKILL');
         const had = await lastRow(replica);
         if (victim === 'applier') writer.kill();
         await writer.ended;

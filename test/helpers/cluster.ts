@@ -302,6 +302,13 @@ export class TestNode {
     await run('umount', ['-l', this.mountDir]).catch(() => undefined);
   }
 
+  async applierPid(): Promise<number> {
+    const lines = (await run('ps', ['-o', 'pid=,args=', '--ppid', String(this.pid)])).split('\n');
+    const line = lines.find((text) => text.includes('applier'));
+    if (!line) throw new Error(`no applier among:\n${lines.join('\n')}`);
+    return Number.parseInt(line, 10);
+  }
+
   async status(): Promise<NodeStatus> {
     const answer = await fetch(`http://${this.place.address}:${this.httpPort}/status`, {
       signal: AbortSignal.timeout(10_000),
