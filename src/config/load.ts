@@ -161,8 +161,8 @@ function complete(given: GivenConfig) {
 
 /** One for each entry of `databases`, then one for all other databases. */
 function policies(given: GivenConfig['durability']): readonly DurabilityPolicy[] {
-  const { commit: waitFor, acknowledge, timeoutMs, onTimeout, databases } = given;
-  const others = { pattern: '*', waitFor, acknowledge, timeoutMs, onTimeout };
+  const { commit: waitFor, acknowledge, spread, timeoutMs, onTimeout, databases } = given;
+  const others = { pattern: '*', waitFor, acknowledge, spread, timeoutMs, onTimeout };
   return [...databases.map((entry) => ({ ...others, ...entry })), others];
 }
 

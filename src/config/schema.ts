@@ -179,7 +179,7 @@ export const configSchema = z.strictObject({
     id: text('Name of this node, unique in the cluster.', {
       derived: 'made at the first start, kept in data.dir',
     }),
-    region: text('Where this node is; shown in status.', { default: '' }),
+    region: text('Where this node is: what may be lost at once (durability.spread).', { default: '' }),
     priority: integer('Of candidates that are equally up to date the highest becomes primary.', {
       default: '0',
     }),
@@ -197,6 +197,14 @@ export const configSchema = z.strictObject({
     acknowledge: oneOf('fsync', 'memory')(
       'When a replica “has it”. fsync: it survives a power cut there; memory: only the end of the process.',
       { default: 'fsync' },
+    ),
+    spread: oneOf(
+      'any',
+      'prefer',
+      'require',
+    )(
+      'Whether one of these replicas must be in another node.region than the primary. prefer: when one there keeps up.',
+      { default: 'any' },
     ),
     timeoutMs: duration('How long a COMMIT waits before durability.on-timeout is done.', { default: '10s' }),
     onTimeout: oneOf('block', 'degrade')(

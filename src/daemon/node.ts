@@ -228,6 +228,7 @@ export class Node implements NodeApi {
 
     this.#durability = new Durability({
       nodeId,
+      region: config.node.region,
       policies: config.durability,
       candidatesOnly: config.lease.type !== 'static',
       lease: {

@@ -10,6 +10,7 @@ const ONE: DurabilityPolicy = {
   pattern: '*',
   waitFor: 1,
   acknowledge: 'fsync',
+  spread: 'any',
   timeoutMs: 2000,
   onTimeout: 'block',
 };
@@ -29,11 +30,14 @@ class Bench {
   /** What the record may hold. */
   sets: (readonly string[])[] = [[]];
   candidates = ['p', 'a', 'b'];
+  /** Nodes in another region than the primary. */
+  elsewhere: string[] = [];
   wanted: readonly string[] | undefined;
 
   constructor(...policies: DurabilityPolicy[]) {
     this.durability = new Durability({
       nodeId: 'p',
+      region: 'here',
       policies,
       candidatesOnly: true,
       lease: {
@@ -43,7 +47,11 @@ class Bench {
         },
         syncSets: () => this.sets,
         members: () =>
-          ['p', 'a', 'b', 'c'].map((nodeId) => ({ nodeId, candidate: this.candidates.includes(nodeId) })),
+          ['p', 'a', 'b', 'c'].map((nodeId) => ({
+            nodeId,
+            candidate: this.candidates.includes(nodeId),
+            region: this.elsewhere.includes(nodeId) ? 'there' : 'here',
+          })),
       },
       store: { databases: () => [...this.positions.keys()], position: (name) => this.positions.get(name) },
       answer: (id, errno) => this.answers.set(id, errno),
@@ -267,11 +275,66 @@ describe('the sync set', () => {
   });
 
   test('keeps one of two where that is enough for a commit that waits', () => {
-    const question = { current: ['a', 'b'], healthy: new Set(['a']), eligible: [], needed: 2 };
+    const spread = { spread: 'any' as const, isElsewhere: () => false };
+    const question = { current: ['a', 'b'], healthy: new Set(['a']), eligible: [], needed: 2, ...spread };
     expect(chooseSyncSet({ ...question, enough: Infinity })).toEqual(['a', 'b']);
     expect(chooseSyncSet({ ...question, enough: 2 })).toEqual(['a', 'b']);
     expect(chooseSyncSet({ ...question, enough: 1 })).toEqual(['a']);
     expect(chooseSyncSet({ ...question, eligible: ['c'], enough: 2 })).toEqual(['a', 'c']);
+  });
+});
+
+describe('the sync set with regions', () => {
+  test('takes a member of another region in as soon as that has everything, and goes on without it where it is only preferred', () => {
+    const bench = started({ spread: 'prefer' });
+    bench.elsewhere = ['b'];
+    bench.connect('b').confirm().confirm();
+    expect(bench.sets).toEqual([['p', 'b']]);
+    bench.connect('a');
+    bench.durability.disconnected('b');
+    expect(bench.confirm().sets).toEqual([['p', 'a']]);
+    expect(bench.confirm().answers.get(bench.commit(1))).toBeUndefined();
+    expect(bench.acknowledge('a', at(1)).answers.get(1)).toBe(0);
+  });
+
+  test('lets no commit return without it where it is required, and keeps it as the one that may open', () => {
+    const bench = started({ spread: 'require' });
+    bench.elsewhere = ['b'];
+    bench.commit(1);
+    bench.acknowledge('a', at(1)).confirm();
+    expect(bench.answers.size).toBe(0);
+    bench.connect('b').confirm();
+    bench.acknowledge('b', at(1)).confirm();
+    expect(bench.sets).toEqual([['p', 'b']]);
+    expect(bench.answers.get(1)).toBe(0);
+    bench.durability.disconnected('b');
+    bench.commit(2);
+    bench.acknowledge('a', at(2));
+    vi.advanceTimersByTime(60_000);
+    expect(bench.confirm().sets).toEqual([['p', 'b']]);
+    expect(bench.answers.has(2)).toBe(false);
+    expect(bench.events.find(({ kind }) => kind === 'blocked')).toMatchObject({
+      message: expect.stringContaining('one of them outside of this region'),
+    });
+  });
+
+  test('gives it up only as said: degraded, and in the record first', () => {
+    const bench = started({ spread: 'require', onTimeout: 'degrade' });
+    bench.elsewhere = ['b'];
+    bench.connect('b').confirm().confirm();
+    expect(bench.sets).toEqual([['p', 'b']]);
+    bench.durability.disconnected('b');
+    bench.commit(1);
+    bench.acknowledge('a', at(1));
+    vi.advanceTimersByTime(2200);
+    bench.confirm().acknowledge('a', at(1));
+    vi.advanceTimersByTime(200);
+    expect(bench.sets).toEqual([['p', 'a']]);
+    expect(bench.answers.get(1)).toBe(0);
+    expect(bench.durability.state).toMatchObject({ degraded: ['app.db'] });
+    vi.advanceTimersByTime(6000);
+    bench.connect('b').confirm().confirm();
+    expect(bench.durability.state).toEqual({ syncSet: ['p', 'b'], waiting: 0, degraded: [] });
   });
 });
 

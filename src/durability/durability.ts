@@ -17,6 +17,7 @@ const FILES_REMEMBERED = 4096;
 
 export interface DurabilityParts {
   readonly nodeId: string;
+  readonly region: string;
   readonly policies: readonly DurabilityPolicy[];
   /** Only candidates can open after a failover. false: nobody is elected (lease.type static), so any replica counts. */
   readonly candidatesOnly: boolean;
@@ -24,7 +25,11 @@ export interface DurabilityParts {
     setSyncSet(epoch: bigint, members: readonly string[]): void;
     /** Every sync set that the lease record may have now. */
     syncSets(): readonly (readonly string[])[];
-    members(): readonly { readonly nodeId: string; readonly candidate: boolean }[];
+    members(): readonly {
+      readonly nodeId: string;
+      readonly candidate: boolean;
+      readonly region: string;
+    }[];
   };
   readonly store: {
     databases(): readonly string[];
@@ -231,7 +236,7 @@ export class Durability {
     this.#parts.onEvent({ kind: 'sync-set', members: set });
     for (const name of this.#degraded) {
       const policy = this.#policy(name);
-      if (!policy || this.#replicas.length < this.#neededFor(policy)) continue;
+      if (!policy || !this.#isEnough(this.#replicas, policy)) continue;
       this.#degraded.delete(name);
       this.#parts.onEvent({ kind: 'restored', name });
     }
@@ -253,6 +258,8 @@ export class Durability {
       eligible: [...eligible, ...near.filter((nodeId) => !eligible.includes(nodeId))],
       needed: this.#needed,
       enough: this.#enough(),
+      spread: this.#parts.policies.find(({ waitFor }) => waitFor !== 'async')?.spread ?? 'any',
+      isElsewhere: this.#elsewhere(),
     });
     // Who has not everything yet: commits wait for it from now on, so that it soon has.
     this.#joining = chosen.filter((nodeId) => !current.includes(nodeId) && !eligible.includes(nodeId));
@@ -275,8 +282,7 @@ export class Durability {
     const sets = this.#parts.lease
       .syncSets()
       .map((set) => set.filter((nodeId) => nodeId !== this.#parts.nodeId));
-    const enough =
-      sets.every((set) => set.length >= this.#neededFor(policy)) || this.#degrades(name, hold, sets);
+    const enough = sets.every((set) => this.#isEnough(set, policy)) || this.#degrades(name, hold, sets);
     const all = [...sets.flat(), ...this.#joining];
     if (sets.length === 0 || !enough || !all.every((nodeId) => this.#has(nodeId, name, position))) {
       this.#complain(name, hold);
@@ -308,7 +314,8 @@ export class Durability {
   #missing(name: string, { policy, sinceMs }: Hold): string {
     const replicas = this.#replicas.length === 0 ? 'none' : this.#replicas.join(', ');
     const waitedMs = Math.round(this.#nowMs() - sinceMs);
-    return `a commit in ${name} has waited ${waitedMs} ms for ${this.#neededFor(policy)} replicas; in the sync set: ${replicas}`;
+    const where = policy.spread === 'require' ? ', one of them outside of this region' : '';
+    return `a commit in ${name} has waited ${waitedMs} ms for ${this.#neededFor(policy)} replicas${where}; in the sync set: ${replicas}`;
   }
 
   // What is known of replicas
@@ -327,6 +334,17 @@ export class Durability {
       policy,
       this.#parts.lease.members().filter((member) => this.#mayCount(member)).length,
     );
+  }
+
+  #isEnough(set: readonly string[], policy: DurabilityPolicy): boolean {
+    if (set.length < this.#neededFor(policy)) return false;
+    return policy.spread !== 'require' || set.some(this.#elsewhere());
+  }
+
+  /** Says of a replica whether it is in another region than this node. */
+  #elsewhere(): (nodeId: string) => boolean {
+    const members = new Map(this.#parts.lease.members().map(({ nodeId, region }) => [nodeId, region]));
+    return (nodeId) => (members.get(nodeId) ?? this.#parts.region) !== this.#parts.region;
   }
 
   #mayCount({ candidate }: { readonly candidate: boolean }): boolean {

@@ -6,6 +6,8 @@ export interface DurabilityPolicy {
   readonly waitFor: 'async' | 'quorum' | number;
   /** What "has it" means: in the replica's log, fsynced (survives a power cut there) or not. */
   readonly acknowledge: 'fsync' | 'memory';
+  /** Whether one of the replicas is to be in another region than the primary: it is no matter, is preferred, or must be. */
+  readonly spread: 'any' | 'prefer' | 'require';
   /** How long a COMMIT waits before `onTimeout` is done. */
   readonly timeoutMs: number;
   /** block: it goes on waiting, until the lease ends. degrade: it returns, and so do those after it. */
