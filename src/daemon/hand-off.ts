@@ -71,7 +71,8 @@ export class HandOff {
     this.#running = true;
     const beganMs = monotonicMs();
     try {
-      const target = await this.#near(this.#eligible(request.target), request.waitMs);
+      const heard = await this.#heard(this.#eligible(request.target), request.waitMs);
+      const target = await this.#near(heard, request.waitMs);
       // Everything but the last moment's: the change of role fsyncs the log, and writers then wait for it.
       await Promise.all(this.#parts.store.databases().map((name) => this.#parts.store.sync(name)));
       await this.#lockAll(request.waitMs);
@@ -123,6 +124,25 @@ export class HandOff {
 
   #replica(nodeId: string): ReplicaStatus | undefined {
     return this.#parts.server.replicas().find((replica) => replica.nodeId === nodeId);
+  }
+
+  /**
+   * Those whose registration is being renewed; waits for one. A node that was started again a moment ago is connected, but may
+   * register only when its last process has been silent for long enough, and before that it could not take the lease.
+   */
+  async #heard(members: readonly Member[], waitMs: number): Promise<readonly Member[]> {
+    const { lease } = this.#parts;
+    for (const limitMs = monotonicMs() + waitMs; ; await sleep(POLL_MS)) {
+      const living = new Set(lease.living.map(({ nodeId }) => nodeId));
+      const heard = members.filter(({ nodeId }) => living.has(nodeId));
+      if (heard.length > 0) return heard;
+      if (monotonicMs() < limitMs) continue;
+      const names = members.map(({ nodeId }) => nodeId).join(', ');
+      throw new KiteError(
+        'ERR_LEASE_HANDOFF',
+        `${names} is not heard of in the lease: a node that was just started is after about 1.5 × lease.ttl; ask again then, or with a longer --wait`,
+      );
+    }
   }
 
   /**
