@@ -5,12 +5,13 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { benchApply } from './apply.js';
+import { benchFailover, benchRejoin } from './failover.js';
 import { benchHandOff } from './hand-off.js';
 import { hasLiteFs, LiteFsNodes } from './litefs.js';
 import { TestCluster, type TestNode, run, sqlite } from '../test/helpers/cluster.js';
 
 /**
- * `npm run bench [commits|durable|latency|reads|start|memory|apply|handoff|ltx|stream…]`: each section prints a table, with ratios
+ * `npm run bench [commits|durable|latency|reads|start|memory|apply|handoff|ltx|stream|failover|rejoin]`: each section prints a table, with ratios
  * against plain SQLite measured in the same run where there is one, against LiteFS where `litefs` is on PATH, and with what
  * is aimed at. Rounds are interleaved and the median counts. ROUNDS and SECONDS change the effort.
  */
@@ -305,6 +306,8 @@ const SECTIONS: Record<string, () => Promise<void>> = {
   handoff,
   ltx: alone('./ltx.js'),
   stream: alone('./stream.js'),
+  failover: async () => table('kill -9 of the primary to the first write elsewhere', await benchFailover()),
+  rejoin: async () => table('Return of a former primary', await benchRejoin()),
 };
 const asked = process.argv.slice(2);
 mkdirSync(tmpdir(), { recursive: true });
