@@ -25,11 +25,11 @@ export class HandOffLocks {
   }
 
   release(): void {
-    for (const database of this.#held.splice(0)) {
-      // Nothing was written. A COMMIT would vacuum where auto_vacuum has something to do.
-      database.exec('ROLLBACK');
-      database.close();
-    }
+    const held = this.#held.splice(0);
+    // Nothing was written. A COMMIT would vacuum where auto_vacuum has something to do.
+    for (const database of held) database.exec('ROLLBACK');
+    // After all: closing the last connection of a database checkpoints it, and nobody shall wait for that of another.
+    for (const database of held) database.close();
   }
 
   async #takeOne(name: string, timeoutMs: number): Promise<void> {
