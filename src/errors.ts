@@ -43,6 +43,10 @@ export const ERRORS = {
     http: 422,
     grpc: 3,
   }),
+  ERR_APPLIER_REPLACE: row(
+    'Remove it from the mount first, or import under another name (docs/runbooks/damaged-database.md).',
+    { http: 409, grpc: 9 },
+  ),
   ERR_APPLIER_IO: row('Check space and health of data.dir, and that the mount answers.', {
     retry: true,
     grpc: 14,

@@ -419,6 +419,14 @@ export class Node implements NodeApi {
 
   async importDatabase(name: string, path: string): Promise<string> {
     this.#requirePrimary();
+    const error = this.#store.error(name);
+    if (error && this.#exists(name)) {
+      throw new KiteError(
+        'ERR_APPLIER_REPLACE',
+        `${name} is out of service (${error.message}): nothing can be written into it`,
+        { cause: error },
+      );
+    }
     await this.#applier.import(name, path);
     const position = await this.#capture.position(name);
     return formatPosition(position ?? NO_POSITION);
@@ -711,6 +719,12 @@ export class Node implements NodeApi {
         takeBack(this.#config.fuse.dir, event.name, this.#stopping.signal).catch((error: Error) => {
           this.#logger.warn({ name: event.name, err: error }, 'a dead commit stays until somebody writes');
         });
+        break;
+      case 'dropped':
+        // What was wrong with it has gone with it.
+        if (this.#store.error(event.name)) this.#store.setError(event.name, undefined);
+        this.#roles.dropped(event.name).catch((error: unknown) => this.#trouble(error));
+        this.#logger.debug({ ...event }, 'database dropped');
         break;
       default:
         this.#logger.debug({ ...event }, `database ${event.type}`);

@@ -182,6 +182,11 @@ export class RoleSwitch {
     return this.#parts.mount.stopWrites([...this.#stopped]);
   }
 
+  /** A database is gone: what takes its place is another one. */
+  async dropped(name: string): Promise<void> {
+    if (this.#stopped.delete(name)) await this.#parts.mount.stopWrites([...this.#stopped]);
+  }
+
   /**
    * Nothing more is committed until `resumeWrites`, in any database; resolves when no write is under way in the mount.
    * Not kept over a change of role: a replica takes the applier's writes.

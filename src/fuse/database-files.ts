@@ -331,8 +331,18 @@ export class DatabaseFiles {
         answer(0);
       });
     }
-    if (!this.#mayChange(by)) return this.#refuse(answer, Errno.EROFS);
-    this.#ifPrimary((then) => this.#services.gate.beforeDrop(this.slot, then), answer, perform);
+    // One that is out of service may go: that is how another one takes its place.
+    const { control, stopped } = this.#services;
+    const isOut = stopped.has(this.name) && control.state === MountState.primary && control.mayWrite();
+    if (!isOut && !this.#mayChange(by)) return this.#refuse(answer, Errno.EROFS);
+    this.#ifPrimary(
+      (then) => this.#services.gate.beforeDrop(this.slot, then),
+      answer,
+      () => {
+        stopped.delete(this.name);
+        perform();
+      },
+    );
   }
 
   /** Before `database` moves to another name; `perform` moves it. */

@@ -12,6 +12,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { databasePaths } from '../../src/store/data-directory.js';
 import { run, TestCluster, waitFor, type TestNode } from '../helpers/cluster.js';
 import { flip } from '../helpers/flip.js';
+import { runCli } from '../cli/run-cli.js';
 
 /**
  * Damage found in the data directory of a node that was stopped. Each case has a database of its own; `good.db`
@@ -147,9 +148,22 @@ describe('damage on a primary that was killed', () => {
     expect(primary.log()).not.toMatch(/ERR_INTERNAL|this is a bug|^\s+at /m);
   });
 
+  it('lets one that is out of service be removed, and another one take its name', async () => {
+    const url = `http://127.0.0.1:${primary.httpPort}`;
+    const copy = join(primary.dir, 'copy.db');
+    expect((await runCli(['export', '-url', url, '-name', 'good.db', copy])).code).toBe(0);
+    const refused = await runCli(['import', '-url', url, '-name', 'page.db', copy]);
+    expect(refused.stderr).toMatch(/page\.db is out of service.*\n.*\[ERR_APPLIER_REPLACE\]/);
+    for (const name of ['page.db', 'no-sqlite.db']) {
+      await run('sh', ['-c', 'rm "$0"*', primary.path(name)]);
+      expect(await runCli(['import', '-url', url, '-name', name, copy])).toMatchObject({ code: 0 });
+      await primary.sql(name, 'INSERT INTO t (body) VALUES (1)');
+      expect(await primary.database(name)).not.toHaveProperty('error');
+    }
+  });
+
   it('lets a replica have what is sound, also of a database whose log was lost', async () => {
     await replica.start();
-    for (const name of ['good.db', 'log-gap.db', 'log-flip.db', 'log-foreign.db'])
-      await cluster.assertSame(name);
+    for (const name of ['good.db', ...ON_PRIMARY]) await cluster.assertSame(name);
   });
 });
