@@ -507,6 +507,11 @@ describe('contradictions', () => {
   test('the lease of another cluster stops the node', () => {
     const bench = new Bench(new MemoryLeaseStore(heldBy('other', { clusterId: 'x' }))).give({ kind: 'tick' });
     expect(bench.last('refused')).toMatchObject({ code: 'ERR_LEASE_OTHER_CLUSTER', fatal: true });
+    // Who stops the node then waits for an answer all the same.
+    const release = { kind: 'release' } as const;
+    expect(bench.machine.step(1, { kind: 'leave', leave: release })).toMatchObject([
+      { kind: 'left', leave: release },
+    ]);
   });
 
   test('a record below the highest known epoch is not followed, and is taken above it when silent', () => {

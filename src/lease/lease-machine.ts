@@ -158,6 +158,9 @@ export class LeaseMachine {
     if (!this.#stopped) {
       this.#take(nowMs, input);
       this.#settle(nowMs);
+    } else if (input.kind === 'leave') {
+      // Refused before: whoever stops the node now waits for an answer all the same.
+      this.#endLeave(input.leave, 'the lease has stopped');
     }
     return this.#effects;
   }

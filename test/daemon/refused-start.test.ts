@@ -197,6 +197,11 @@ describe('beside a running node', () => {
     const settings = { cluster: { id: 'another' }, lease: { path: join(cluster.dir, 'lease.db') } };
     const refused = await mount(settings);
     expectRefused(refused, 2, 'ERR_LEASE_OTHER_CLUSTER', 'another');
+    // Known from its data directory: that shows only when the lease is read.
+    mkdirSync(join(dir, 'data'), { recursive: true });
+    writeFileSync(join(dir, 'data', 'clusterid'), 'another\n');
+    const known = await mount({ lease: settings.lease });
+    expectRefused(known, 2, 'ERR_LEASE_OTHER_CLUSTER', 'another');
     expect((await node.status()).role).toBe('primary');
   });
 
