@@ -1,5 +1,6 @@
 import { join } from 'node:path';
 
+import { checkDatabaseName } from '../store/database-name.js';
 import type { BackgroundCheck } from '../store/background-check.js';
 import type { Checkpointer } from './checkpointer.js';
 import type { Arm } from './database-files.js';
@@ -16,5 +17,8 @@ export interface ApplierContext {
   readonly emit: (event: ApplierEvent) => void;
 }
 
-/** Where applications see the database. */
-export const mountPath = (context: ApplierContext, name: string): string => join(context.mountDir, name);
+/** Where applications see the database. Throws ERR_STORE_NAME: nothing outside of the mount is ever opened. */
+export function mountPath(context: ApplierContext, name: string): string {
+  checkDatabaseName(name);
+  return join(context.mountDir, name);
+}

@@ -7,6 +7,7 @@ import { finished, pipeline } from 'node:stream/promises';
 import { isLoopback } from '../config/values.js';
 import { KiteError, toKiteError } from '../errors.js';
 import { formatPosition } from '../ltx/position.js';
+import { checkDatabaseName } from '../store/database-name.js';
 import type { AdminServerOptions } from './server.js';
 
 /** How long the rest of a refused body is read and thrown away. */
@@ -189,6 +190,7 @@ async function receiveFile(request: IncomingMessage, path: string, limitBytes: n
 function nameOf({ url }: Exchange): string {
   const name = url.searchParams.get('name');
   if (!name) throw new KiteError('ERR_HTTP_REQUEST', 'the name of the database is missing (?name=app.db)');
+  checkDatabaseName(name);
   return name;
 }
 

@@ -51,11 +51,15 @@ export function classifyPath(path: string): ClassifiedPath {
 /** Whether a database may have this name. */
 export const isDatabaseName = (name: string): boolean => classifyPath(name).kind === 'database';
 
+/** Throws ERR_STORE_NAME for what no database can be called; `..` would lead out of the mount. */
+export function checkDatabaseName(name: string): void {
+  if (isDatabaseName(name)) return;
+  throw new KiteError('ERR_STORE_NAME', `${JSON.stringify(name)} cannot be the name of a database`);
+}
+
 /** One path component for a database's name; throws ERR_STORE_NAME. */
 export function encodeDatabaseName(name: string): string {
-  if (!isDatabaseName(name)) {
-    throw new KiteError('ERR_STORE_NAME', `${JSON.stringify(name)} cannot be the name of a database`);
-  }
+  checkDatabaseName(name);
   return encodeURIComponent(name);
 }
 

@@ -1,6 +1,15 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, mkdirSync, openSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { run, sqlite, TestCluster, type TestNode, waitFor } from '../helpers/cluster.js';
@@ -51,6 +60,14 @@ describe('the command line with a running node', () => {
     expect(refused.code).toBe(1);
     expect(refused.stderr).toMatch(/\[ERR_\w+\]/);
     expect(refused.stderr).not.toMatch(/^\s+at |ERR_INTERNAL/m);
+    // The path in the mount is the name: one that leads out of the mount, or to other files than databases, is none.
+    const whole = join(cluster.dir, 'whole.db');
+    await sqlite(whole, 'CREATE TABLE t (x)');
+    for (const name of ['../outside.db', 'a/../../outside.db', '/outside.db', 'app.db-wal', '.lag']) {
+      const outside = await runCli(['import', '-url', url, '-name', name, whole]);
+      expect(outside, name).toMatchObject({ code: 1, stderr: expect.stringContaining('[ERR_STORE_NAME]') });
+    }
+    expect(existsSync(join(node.dir, 'outside.db'))).toBe(false);
     const missing = await runCli(['export', '-url', url, '-name', 'bad.db', join(cluster.dir, 'x')]);
     expect(missing).toMatchObject({ code: 1, stderr: expect.stringContaining('bad.db') });
     expect((await node.status()).databases.some(({ name }) => name === 'bad.db')).toBe(false);
