@@ -28,12 +28,13 @@ export function formatStatus(status: NodeStatus): string {
   if (members.length > 0) {
     sections.push(
       table([
-        ['MEMBER', 'ADDRESS', 'REGION', 'PRIORITY', ''],
+        ['MEMBER', 'ADDRESS', 'REGION', 'PRIORITY', 'BEHIND', ''],
         ...members.map((member) => [
           member.nodeId,
           member.peerAddress,
           member.region,
           String(member.priority),
+          member.lagTransactions === undefined ? '' : String(member.lagTransactions),
           [member.candidate ? 'candidate' : '', member.connected ? 'connected' : '']
             .filter(Boolean)
             .join(', '),

@@ -41,7 +41,7 @@ export interface StatusSources {
 export function makeStatus(from: StatusSources): NodeStatus {
   const { config, control, store, role, holder, members, replicas } = from;
   const serves = isPrimary(role);
-  const connected = new Set(replicas.map((replica) => replica.nodeId));
+  const connected = new Map(replicas.map((replica) => [replica.nodeId, replica]));
   return {
     version: VERSION,
     nodeId: store.nodeId,
@@ -70,9 +70,21 @@ export function makeStatus(from: StatusSources): NodeStatus {
       region,
       priority,
       connected: connected.has(nodeId),
+      lagTransactions: lagOf(store, connected.get(nodeId)),
     })),
     events: from.events,
   };
+}
+
+/** What would be lost at this moment, as far as is known, if nobody but this replica were left. */
+function lagOf(store: NodeStore, replica: ReplicaStatus | undefined): number | undefined {
+  if (!replica) return undefined;
+  let lag = 0n;
+  for (const name of store.databases()) {
+    const [end = 0n, has = 0n] = [store.position(name)?.txid, replica.databases.get(name)?.received?.txid];
+    if (end > has) lag += end - has;
+  }
+  return Number(lag);
 }
 
 /** A database; undefined when it was dropped and only its log is left. */

@@ -92,6 +92,8 @@ export interface MemberStatus {
   readonly priority: number;
   /** Whether its stream is connected to this node now (known on the primary only). */
   readonly connected: boolean;
+  /** On the primary: how many of its transactions a connected member has not said to have in its log. */
+  readonly lagTransactions?: number | undefined;
 }
 
 /** Something that a person may want to know of later: a change of role, a loss, a refusal. */

@@ -2,7 +2,7 @@ import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, expect, it } from 'vitest';
 import { runCli } from '../cli/run-cli.js';
-import { sqlite, TestCluster, waitFor } from '../helpers/cluster.js';
+import { run, sqlite, TestCluster, waitFor } from '../helpers/cluster.js';
 
 /** One primary goes, the other node takes its place, and the first comes back as its replica. */
 let cluster: TestCluster | undefined;
@@ -86,6 +86,44 @@ it('does not let an old copy that starts alone take over unless told to, and the
   const kept = readdirSync(join(first.dataDir, 'lost+found'), { recursive: true }).map(String);
   expect(kept.filter((name) => name.endsWith('.ltx'))).not.toEqual([]);
 });
+
+it('loses with a killed asynchronous primary exactly what comes into its lost+found, and no more than the lag that it showed', async () => {
+  const { nodes } = await start();
+  const [first, second] = [nodes[0], nodes[1]];
+  if (!cluster || !first || !second) throw new Error('no cluster');
+  // The replica lags: it has stopped reading. More than what is on its way in sockets then.
+  process.kill(second.pid, 'SIGSTOP');
+  let lag: number | undefined;
+  try {
+    const rows = Array.from({ length: 150 }, (_, i) => i + 2);
+    await first.sql('app.db', ...rows.map((n) => `INSERT INTO t VALUES (${n}), (randomblob(8000))`));
+    const end = await run('cat', [first.path('app.db-pos')]);
+    await waitFor('the status to say so', async () => (await first.database('app.db'))?.position === end);
+    const { members } = await first.status();
+    lag = members.find(({ nodeId }) => nodeId === second.id)?.lagTransactions;
+    await first.kill();
+  } finally {
+    process.kill(second.pid, 'SIGCONT');
+  }
+  await waitFor('node2 to be primary', async () => (await second.status()).role === 'primary');
+  const kept = new Set(await numbers(second.path('app.db')));
+  const lost = Array.from({ length: 151 }, (_, i) => i + 1).filter((n) => !kept.has(n));
+  expect(lost.length).toBeGreaterThan(0);
+  expect(lost.length).toBeLessThanOrEqual(lag ?? 0);
+  await second.sql('app.db', 'INSERT INTO t VALUES (1000)');
+
+  await first.start();
+  await cluster.assertSame('app.db');
+  const now = new Set(await numbers(first.path('app.db')));
+  const file = join(first.dir, 'lost.db');
+  const exported = await runCli(['lost', 'export', '--config', first.configPath, 'app.db', file]);
+  expect(exported, exported.stderr).toMatchObject({ code: 0 });
+  expect((await numbers(file)).filter((n) => !now.has(n))).toEqual(lost);
+  expect(await first.metric('kitefs_lost_transaction_count{db="app.db"}')).toBe(lost.length);
+});
+
+const numbers = async (path: string): Promise<number[]> =>
+  (await sqlite(path, "SELECT n FROM t WHERE typeof(n) = 'integer' ORDER BY n")).split('\n').map(Number);
 
 it('fences a primary that was stopped with SIGSTOP', async () => {
   const { nodes } = await start();
