@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { TestCluster, type TestNode, waitFor } from '../test/helpers/cluster.js';
 import { TestConsul } from '../test/helpers/consul.js';
@@ -72,7 +73,7 @@ async function firstWrite(node: TestNode, won: { found: boolean }): Promise<void
 /** Writes per second of everybody, by Consul's own index: each write raises it by one, and Consul's own few do too. */
 async function consulWrites(consul: TestConsul): Promise<number> {
   const index = async (): Promise<number> => {
-    await consul.put('probe', 'x');
+    await consul.put('probe', randomUUID()); // the same value again would be no write
     const [entry] = JSON.parse(await consul.request('GET', '/v1/kv/probe')) as [{ ModifyIndex: number }];
     return entry.ModifyIndex;
   };
