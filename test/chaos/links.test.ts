@@ -5,8 +5,9 @@ import { TestConsul } from '../helpers/consul.js';
 import { Network, type Place } from '../helpers/network.js';
 
 /**
- * Links that lose everything in one direction or in both, between the primary and Consul and between the nodes. At no time do two
- * nodes take writes, and every row whose COMMIT returned is there at the end. LINKS=30 is the campaign (`npm run links`).
+ * Links that lose everything in one direction or in both, between the primary and Consul, and between the primary and the replica that
+ * its commits wait for, of two. At no time do two nodes take writes, commits go on by the other replica, and every row whose
+ * COMMIT returned is there at the end. LINKS=30 is the campaign (`npm run links`).
  */
 const LINKS = Number(process.env['LINKS'] ?? 2);
 const SEED = Number(process.env['SEED'] ?? Math.floor(Math.random() * 1_000_000));
@@ -42,10 +43,11 @@ it(
     const config = {
       lease: { type: 'consul', consul: { url, key: 'app/primary' } },
       peer: { secret: SECRET },
+      durability: { commit: 'replicas: 1' },
     };
     const all = (cluster = await TestCluster.start({ nodes: 0 }));
     const places = new Map<TestNode, Place>();
-    for (let i = 0; i < 2; i += 1) {
+    for (let i = 0; i < 3; i += 1) {
       const place = net.add();
       const node = await all.prepare({ place, ttl: '1s', config });
       places.set(node, place);
@@ -58,9 +60,12 @@ it(
     for (let round = 0; round < LINKS; round += 1) {
       const kind = KINDS[LINKS <= KINDS.length ? round : next(KINDS.length)]!;
       const primary = await all.primary();
-      const replica = all.nodes.find((node) => node !== primary)!;
+      const others = all.nodes.filter((node) => node !== primary);
       await insert(primary, 2 * round);
       await all.caughtUp('app.db');
+      const { durability } = await primary.status();
+      const replica = others.find(({ id }) => durability?.syncSet.includes(id))!;
+      expect(durability?.syncSet).toHaveLength(2);
       const [direction, who] = kind.split('-');
       const [one, other] = [places.get(primary)!, who === 'consul' ? net.machine : places.get(replica)!];
       const cuts: [Place, Place][] = [];
@@ -69,6 +74,7 @@ it(
       for (const [from, to] of cuts) net.cut(from, to);
       if (who === 'consul') {
         // The primary itself cannot be asked: this test is where Consul is.
+        // A member of the sync set, and nobody else.
         await waitFor(`${replica.id} to be primary (${kind})`, async () => {
           return (await replica.status()).role === 'primary';
         });
@@ -76,7 +82,8 @@ it(
         await insert(replica, 2 * round + 1);
       } else {
         await insert(primary, 2 * round + 1);
-        expect((await replica.status()).role).toBe('replica');
+        expect((await primary.status()).durability?.syncSet).not.toContain(replica.id);
+        for (const node of others) expect((await node.status()).role).toBe('replica');
       }
       for (const [from, to] of cuts) net.mend(from, to);
       await all.assertSame('app.db');
