@@ -235,9 +235,12 @@ export const configSchema = z.strictObject({
     advertiseUrl: text('Where other machines reach this node’s applications, as status shows it.', {
       derived: 'http://<lease.hostname>:<port of http.addr>',
     }),
-    primary: address('static: the peer address of the primary.', {
-      derived: 'the host of lease.advertise-url with the port of peer.addr',
-    }),
+    primary: address(
+      'static: the peer address of the primary, the same on every node: the cluster’s id is made from it.',
+      {
+        derived: 'the host of lease.advertise-url with the port of peer.addr',
+      },
+    ),
     path: text('local: the SQLite file that holds the lease, the same for all nodes of the host.', {
       derived: '<data.dir>/lease.db',
     }),
