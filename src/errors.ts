@@ -54,6 +54,32 @@ export const ERRORS = {
   }),
   ERR_APPLIER_RESTARTED: row('Nothing: the call is made again.', { retry: true, http: 503, grpc: 14 }),
 
+  ERR_BACKUP_DENIED: row(
+    'Check the credentials, and that they may list, read, write and delete below the path (docs/backup.md).',
+    { http: 502, grpc: 7 },
+  ),
+  ERR_BACKUP_FENCED: row('Nothing: the primary of the higher epoch writes the backups.', {
+    http: 409,
+    grpc: 9,
+  }),
+  ERR_BACKUP_FULL: row('Free space at the destination of the backups.', { retry: true, http: 507, grpc: 8 }),
+  ERR_BACKUP_MISSING: row('Check the name; `kitefs backups` lists what there is.', { http: 404, grpc: 5 }),
+  ERR_BACKUP_NO_BUCKET: row('Make the bucket or the folder, or correct its name.', { http: 502, grpc: 5 }),
+  ERR_BACKUP_OTHER_CLUSTER: row('Give this cluster a path of its own, or remove what is there.', {
+    http: 409,
+    grpc: 9,
+  }),
+  ERR_BACKUP_UNREACHABLE: row('Nothing: it is tried again; check the endpoint if it stays.', {
+    retry: true,
+    http: 503,
+    grpc: 14,
+  }),
+  ERR_BACKUP_URL: row('Give s3://BUCKET/PATH or file:///PATH (docs/backup.md).', {
+    exit: 2,
+    http: 400,
+    grpc: 3,
+  }),
+
   ERR_CAPTURE_COPY: row('Try again when the database is written to less.', {
     retry: true,
     http: 503,
