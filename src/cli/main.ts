@@ -3,6 +3,7 @@ import { Command, CommanderError } from 'commander';
 import { toKiteError } from '../errors.js';
 import { VERSION } from '../util/version.js';
 import { addConfigOptions, configOf, normaliseArguments } from './arguments.js';
+import type { RestoreFlags } from './restore.js';
 
 /**
  * The command line. Each command's code is loaded when it is asked for. Exit codes: 0 done, 1 failed,
@@ -73,6 +74,23 @@ function program(): Command {
     .action(async (path: string, { url, name }: { url: string; name: string }) => {
       const { exportFile } = await import('./transfer.js');
       await exportFile(url, name, path);
+    });
+
+  kitefs
+    .command('restore')
+    .description('restore a database from a backup of KiteFS or Litestream (0.5, 0.3) to a new file')
+    .argument('<url>', 's3://BUCKET/PATH[?endpoint=…] or file:///PATH, the folder of one database')
+    .option('-o <file>', 'where to; it must not exist')
+    .option('--timestamp <moment>', 'as it was then: 2026-11-20T15:04:05Z, or "2h ago"')
+    .option('--txid <hex>', 'as of this TXID of the bucket, as `kitefs backups` lists it')
+    .option('--cluster-txid <hex>', 'as of this TXID of the cluster, as `kitefs status` shows it')
+    .option('--parallelism <count>', 'requests at a time', '8')
+    .option('--if-db-not-exists', 'do nothing, with success, when the file is there')
+    .option('--if-replica-exists', 'do nothing, with success, when there is no backup')
+    .option('--integrity-check <kind>', 'let SQLite check the result: none, quick or full', 'none')
+    .action(async (url: string, flags: RestoreFlags) => {
+      const { runRestore } = await import('./restore.js');
+      await runRestore(url, flags);
     });
 
   kitefs
