@@ -8,7 +8,7 @@ import { benchApply } from './apply.js';
 import { TestCluster, type TestNode, run, sqlite } from '../test/helpers/cluster.js';
 
 /**
- * `npm run bench [commits|latency|reads|start|memory|apply|ltx|stream…]`: each section prints a table, with ratios
+ * `npm run bench [commits|latency|reads|start|memory|apply|ltx|stream|restore…]`: each section prints a table, with ratios
  * against plain SQLite measured in the same run where there is one, and with what is aimed at. Rounds are interleaved and the median
  * counts. ROUNDS and SECONDS change the effort.
  */
@@ -230,6 +230,7 @@ const SECTIONS: Record<string, () => Promise<void>> = {
   apply,
   ltx: alone('./ltx.js'),
   stream: alone('./stream.js'),
+  restore: alone('./restore.js'),
 };
 const asked = process.argv.slice(2);
 mkdirSync(tmpdir(), { recursive: true });

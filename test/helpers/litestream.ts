@@ -14,7 +14,8 @@ function environment(env: NodeJS.ProcessEnv = {}): NodeJS.ProcessEnv {
   return all;
 }
 
-function binary(): string {
+/** Where the real program is. */
+export function litestreamProgram(): string {
   if (!existsSync(BINARY))
     throw new Error(
       `these tests need Litestream at ${BINARY}: \`npm test\` installs it (test/tools/install.mjs)`,
@@ -49,7 +50,7 @@ export class Litestream {
     writeFileSync(file, JSON.stringify(config));
     this.#log = join(dir, 'litestream.log');
     const log = openSync(this.#log, 'a');
-    this.#child = spawn(binary(), ['replicate', '-config', file], {
+    this.#child = spawn(litestreamProgram(), ['replicate', '-config', file], {
       stdio: ['ignore', log, log],
       env: environment(options.env),
     });
@@ -70,6 +71,20 @@ export class Litestream {
   }
 }
 
+/** Ships all of a database, and ends. */
+export async function shipOnce(
+  dir: string,
+  database: string,
+  replica: object,
+  env: NodeJS.ProcessEnv,
+): Promise<void> {
+  const file = join(dir, 'once.yml');
+  writeFileSync(file, JSON.stringify({ dbs: [{ path: database, replica }] }));
+  await promisify(execFile)(litestreamProgram(), ['replicate', '-once', '-config', file], {
+    env: environment(env),
+  });
+}
+
 /** The real `litestream restore`. */
 export async function litestreamRestore(
   url: string,
@@ -77,5 +92,7 @@ export async function litestreamRestore(
   flags: readonly string[] = [],
   env: NodeJS.ProcessEnv = {},
 ): Promise<void> {
-  await promisify(execFile)(binary(), ['restore', '-o', output, ...flags, url], { env: environment(env) });
+  await promisify(execFile)(litestreamProgram(), ['restore', '-o', output, ...flags, url], {
+    env: environment(env),
+  });
 }
