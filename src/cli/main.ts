@@ -94,6 +94,16 @@ function program(): Command {
     });
 
   kitefs
+    .command('backups')
+    .description('list what backups there are and which moments can be restored')
+    .argument('<url>', 's3://BUCKET/PATH[?endpoint=…] or file:///PATH, of one database or of all')
+    .option('--json', 'as JSON')
+    .action(async (url: string, { json }: { json?: boolean }) => {
+      const { listBackups } = await import('./backups.js');
+      await listBackups(url, json ?? false);
+    });
+
+  kitefs
     .command('promote')
     .description('make a node the primary; without loss, by a hand-off from the primary that is')
     .option(...URL_OPTION)

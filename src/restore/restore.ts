@@ -10,6 +10,7 @@ import { fsyncDirectory, isErrno } from '../util/files.js';
 import { listFiles } from './bucket.js';
 import { DatabaseWriter, type WrittenState } from './database-writer.js';
 import { fetchHeader, fetchPart } from './fetch.js';
+import { isLevelFolder } from './inventory.js';
 import { newestWhere, type Point } from './moments.js';
 import { planRestore, reachOf } from './plan.js';
 import { RestoreState } from './restore-state.js';
@@ -191,7 +192,9 @@ const sourceOf = ({ from, folder }: RestoreRequest): string => `${from.url}/${fo
 async function targetOf(request: RestoreRequest, files: readonly BackupFile[]): Promise<bigint> {
   const { from, folder, wanted } = request;
   if (files.length === 0) {
-    const inside = (await from.folders(folder)).filter((name) => !/^(\d{4}|ltx|generations)$/.test(name));
+    const inside = (await from.folders(folder)).filter(
+      (name) => !isLevelFolder(name) && !name.startsWith('.'),
+    );
     const names = inside.length > 0 ? `; below it are ${inside.slice(0, 10).join(', ')}` : '';
     throw new KiteError('ERR_RESTORE_NOTHING', `${from.url}/${folder} has no backup of a database${names}`);
   }

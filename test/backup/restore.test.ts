@@ -151,6 +151,25 @@ describe("kitefs restore of Litestream's files", () => {
     }
   });
 
+  it('lists what there is, and the holes', async () => {
+    const listed = await runCli(['backups', '-json', url]);
+    const [inventory] = JSON.parse(listed.stdout) as {
+      levels: object[];
+      newest: { txid: string };
+      holes: [];
+    }[];
+    expect(inventory?.levels[0]).toMatchObject({ level: 0, files: levelFiles(0).length });
+    expect(inventory?.newest.txid).toBe(levelFiles(0).at(-1)!.slice(0, 16));
+    expect(inventory?.holes).toEqual([]);
+    const copy = copyOfBucket();
+    rmSync(join(copy, 'ltx/1'), { recursive: true, force: true });
+    const gone = levelFiles(0).at(-3)!;
+    rmSync(join(copy, 'ltx/0', gone));
+    const { stdout } = await runCli(['backups', `file://${copy}`]);
+    const txid = gone.slice(0, 16);
+    expect(stdout).toContain(`HOLE    TXIDs ${txid} to ${txid} are missing`);
+  });
+
   it('never touches a file that is there', async () => {
     const path = fresh();
     writeFileSync(path, 'mine');

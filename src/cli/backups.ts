@@ -1,0 +1,65 @@
+import { openDestination, parseDestinationUrl } from '../backup/open.js';
+import { KiteError } from '../errors.js';
+import { formatTxid } from '../ltx/position.js';
+import {
+  databaseFolders,
+  databaseOf,
+  inventoryOf,
+  type Inventory,
+  type RestorePoint,
+} from '../restore/inventory.js';
+import { print } from './output.js';
+import { sizeText } from './progress.js';
+
+/** `kitefs backups URL`: what can be restored from where. */
+export async function listBackups(url: string, json: boolean): Promise<void> {
+  const from = await openDestination(parseDestinationUrl(url));
+  try {
+    const found: { database: string | undefined; inventory: Inventory }[] = [];
+    for (const folder of await databaseFolders(from))
+      found.push({ database: databaseOf(folder), inventory: await inventoryOf(from, folder) });
+    if (json) print(JSON.stringify(found.map(asJson), undefined, 2));
+    else if (found.length === 0)
+      throw new KiteError('ERR_RESTORE_NOTHING', `${from.url} has no backup of a database`);
+    else print(found.map(({ inventory }) => inventoryText(inventory)).join('\n\n'));
+  } finally {
+    from.close();
+  }
+}
+
+function asJson({ database, inventory }: { database: string | undefined; inventory: Inventory }): object {
+  // TXIDs and times as they are written everywhere else.
+  const text = (key: string, value: unknown): unknown => {
+    if (typeof value === 'bigint') return formatTxid(value);
+    return key.endsWith('Ms') && typeof value === 'number' ? new Date(value).toISOString() : value;
+  };
+  const named = { ...(database !== undefined && { database }), ...inventory };
+  return JSON.parse(JSON.stringify(named, text).replaceAll(/"(\w+)Ms":/g, '"$1":')) as object;
+}
+
+/** The inventory of a database for a person. */
+export function inventoryText(of: Inventory): string {
+  const lines = [`${of.url}  ${sizeText(of.sizeBytes)}`];
+  if (of.oldest && of.newest) {
+    lines.push(`  from    ${pointText(of.oldest)}`, `  to      ${pointText(of.newest)}`);
+    lines.push(`  ${of.points} ${of.points === 1 ? 'state' : 'states'} can be restored`);
+  } else lines.push('  nothing can be restored');
+  for (const { from, to } of of.holes)
+    lines.push(`  HOLE    TXIDs ${formatTxid(from)} to ${formatTxid(to)} are missing`);
+  for (const level of of.levels) {
+    const times = level.oldestMs !== undefined && level.newestMs !== undefined;
+    const span = times ? `  ${iso(level.oldestMs)} to ${iso(level.newestMs)}` : '';
+    const range = `${formatTxid(level.minTxid)}-${formatTxid(level.maxTxid)}`;
+    lines.push(
+      `  level ${level.level}  ${String(level.files).padStart(6)} ${level.files === 1 ? 'object ' : 'objects'} ${sizeText(level.sizeBytes).padStart(8)}  ${range}${span}`,
+    );
+  }
+  for (const snapshot of of.snapshots)
+    lines.push(`  snapshot ${sizeText(snapshot.sizeBytes).padStart(8)}  ${pointText(snapshot)}`);
+  return lines.join('\n');
+}
+
+const iso = (ms: number): string => new Date(ms).toISOString();
+
+const pointText = ({ txid, clusterTxid, timestampMs }: RestorePoint): string =>
+  `${iso(timestampMs)}  -txid ${formatTxid(txid)}${clusterTxid === undefined ? '' : `  -cluster-txid ${formatTxid(clusterTxid)}`}`;
