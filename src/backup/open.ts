@@ -14,6 +14,12 @@ export async function openDestination(settings: DestinationSettings): Promise<De
   return new DirectoryDestination(resolve(settings.path));
 }
 
+/** For people; has no secrets. */
+export const describeDestination = (settings: DestinationSettings): string =>
+  settings.type === 's3'
+    ? `s3://${settings.bucket}${settings.path && `/${settings.path}`}`
+    : `file://${resolve(settings.path)}`;
+
 /** Schemes of Litestream that a later version brings. */
 const LATER = ['gs', 'gcs', 'abs', 'sftp', 'webdav', 'webdavs', 'nats', 'oss'];
 

@@ -47,6 +47,8 @@ const REMOVE_AT_ONCE = 1000;
  * should not pay.
  */
 export async function openS3(settings: S3Settings): Promise<Destination> {
+  // It writes ten lines to standard error about versions of Node.js to come.
+  process.env['AWS_SDK_JS_NODE_VERSION_SUPPORT_WARNING_DISABLED'] ??= 'true';
   const sdk = await import('@aws-sdk/client-s3');
   return new S3Destination(sdk, settings);
 }

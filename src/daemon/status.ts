@@ -6,6 +6,7 @@ import type { LeaseHolder, Member } from '../lease/types.js';
 import { formatPosition, NO_POSITION } from '../ltx/position.js';
 import {
   isPrimary,
+  type BackupStatus,
   type DatabaseStatus,
   type NodeEvent,
   type NodeRole,
@@ -31,6 +32,7 @@ export interface StatusSources {
   readonly client: ReplicationClient | undefined;
   readonly replicas: readonly ReplicaStatus[];
   readonly durability: DurabilityState | undefined;
+  readonly backups: readonly BackupStatus[];
   readonly otherFiles: readonly string[];
   readonly events: readonly NodeEvent[];
 }
@@ -58,6 +60,7 @@ export function makeStatus(from: StatusSources): NodeStatus {
     dataDir: config.data.dir,
     databases: store.databases().flatMap((name) => databaseStatus(name, from) ?? []),
     durability: from.durability,
+    backups: from.backups,
     otherFiles: from.otherFiles,
     members: members.map(({ nodeId, advertiseUrl, peerAddress, candidate, region, priority }) => ({
       nodeId,

@@ -43,7 +43,7 @@ export interface NodeOptions {
   /** Other than the cluster's. */
   ttl?: string;
   /** More configuration, merged section by section. */
-  config?: Record<string, Record<string, unknown>>;
+  config?: Record<string, Record<string, unknown> | unknown[]>;
 }
 
 export interface ClusterOptions extends NodeOptions {
@@ -203,7 +203,7 @@ export class TestNode {
   }
 
   configure(leasePath: string, ttl: string, options: NodeOptions): void {
-    const config: Record<string, Record<string, unknown>> = {
+    const config: Record<string, Record<string, unknown> | unknown[]> = {
       fuse: { dir: this.mountDir, driver: options.driver ?? 'kernel' },
       data: { dir: this.dataDir },
       http: { addr: `${this.place.address}:${this.httpPort}` },
@@ -213,7 +213,7 @@ export class TestNode {
       log: { level: 'debug' },
     };
     for (const [section, keys] of Object.entries(options.config ?? {})) {
-      config[section] = { ...config[section], ...keys };
+      config[section] = Array.isArray(keys) ? keys : Object.assign({}, config[section], keys);
     }
     writeFileSync(this.configPath, stringify(config));
   }
