@@ -6,6 +6,7 @@ import {
   databaseOf,
   inventoryOf,
   type Inventory,
+  type OldSummary,
   type RestorePoint,
 } from '../restore/inventory.js';
 import { print } from './output.js';
@@ -39,11 +40,12 @@ function asJson({ database, inventory }: { database: string | undefined; invento
 
 /** The inventory of a database for a person. */
 export function inventoryText(of: Inventory): string {
-  const lines = [`${of.url}  ${sizeText(of.sizeBytes)}`];
+  const lines = [`${of.url}  ${sizeText(of.sizeBytes + (of.litestream03?.sizeBytes ?? 0))}`];
   if (of.oldest && of.newest) {
     lines.push(`  from    ${pointText(of.oldest)}`, `  to      ${pointText(of.newest)}`);
     lines.push(`  ${of.points} ${of.points === 1 ? 'state' : 'states'} can be restored`);
-  } else lines.push('  nothing can be restored');
+  } else if (!of.litestream03) lines.push('  nothing can be restored');
+  if (of.litestream03) lines.push(oldText(of.litestream03));
   for (const { from, to } of of.holes)
     lines.push(`  HOLE    TXIDs ${formatTxid(from)} to ${formatTxid(to)} are missing`);
   for (const level of of.levels) {
@@ -58,6 +60,9 @@ export function inventoryText(of: Inventory): string {
     lines.push(`  snapshot ${sizeText(snapshot.sizeBytes).padStart(8)}  ${pointText(snapshot)}`);
   return lines.join('\n');
 }
+
+const oldText = ({ generations, snapshots, sizeBytes, oldestMs, newestMs }: OldSummary): string =>
+  `  Litestream 0.3: ${sizeText(sizeBytes)}, ${generations} ${generations === 1 ? 'generation' : 'generations'}, ${snapshots} ${snapshots === 1 ? 'copy' : 'copies'}; by -timestamp from ${iso(oldestMs)} to ${iso(newestMs)}`;
 
 const iso = (ms: number): string => new Date(ms).toISOString();
 

@@ -56,11 +56,12 @@ export async function runRestore(url: string, flags: RestoreFlags): Promise<void
     });
     bar.end();
     const seconds = (Date.now() - started) / 1000;
+    const txid = restored.txid === undefined ? '' : `, TXID ${formatTxid(restored.txid)}`;
     const cluster =
       restored.clusterTxid === undefined ? '' : `, cluster TXID ${formatTxid(restored.clusterTxid)}`;
     const checked = restored.verified ? '; its checksum is the one recorded at that commit' : '';
     print(
-      `${output}: ${sizeText(restored.sizeBytes)} in ${seconds.toFixed(1)} s from ${from.url}, TXID ${formatTxid(restored.txid)}${cluster}, as of ${new Date(restored.timestampMs).toISOString()}${checked}`,
+      `${output}: ${sizeText(restored.sizeBytes)} in ${seconds.toFixed(1)} s from ${from.url}${txid}${cluster}, as of ${new Date(restored.timestampMs).toISOString()}${checked}`,
     );
   } catch (error) {
     bar.end();

@@ -41,8 +41,9 @@ export class LtxInput {
     );
   }
 
-  static ofReader(sizeBytes: number, readAt: LtxReadAt): LtxInput {
-    return new LtxInput(Buffer.allocUnsafe(Math.min(sizeBytes, WINDOW_BYTES)), 0, sizeBytes, readAt);
+  /** `windowBytes` is the most that `need` can be asked for. */
+  static ofReader(sizeBytes: number, readAt: LtxReadAt, windowBytes = WINDOW_BYTES): LtxInput {
+    return new LtxInput(Buffer.allocUnsafe(Math.min(sizeBytes, windowBytes)), 0, sizeBytes, readAt);
   }
 
   get bytes(): Buffer {
@@ -58,7 +59,7 @@ export class LtxInput {
     return this.sizeBytes - this.offset;
   }
 
-  /** Throws ERR_LTX_DAMAGED when fewer than `count` bytes follow; count is at most WINDOW_BYTES. */
+  /** Throws ERR_LTX_DAMAGED when fewer than `count` bytes follow; count is at most the window. */
   need(count: number, what: string): void {
     if (this.#end - this.at >= count) return;
     if (count > this.remaining || this.#readAt === undefined) throw this.#cutOff(what);

@@ -3,8 +3,9 @@ import { SNAPSHOT_LEVEL, type BackupFile } from '../backup/layout.js';
 import { toKiteError } from '../errors.js';
 import type { LtxHeader } from '../ltx/format.js';
 import { decodeDatabaseName } from '../store/database-name.js';
-import { listFiles } from './bucket.js';
+import { listFiles, listGenerations } from './bucket.js';
 import { fetchHeader } from './fetch.js';
+import type { Generations } from './generations.js';
 import { type Hole, reachOf } from './plan.js';
 
 /** A state that can be restored. */
@@ -39,6 +40,16 @@ export interface Inventory {
   readonly oldest: RestorePoint | undefined;
   readonly newest: RestorePoint | undefined;
   readonly holes: readonly Hole[];
+  /** What Litestream 0.3 has left there: copies with the WAL that followed, to be restored by time. */
+  readonly litestream03: OldSummary | undefined;
+}
+
+export interface OldSummary {
+  readonly generations: number;
+  readonly snapshots: number;
+  readonly sizeBytes: number;
+  readonly oldestMs: number;
+  readonly newestMs: number;
 }
 
 /** Looks through a database's folder: one listing a level and a few headers. Throws ERR_BACKUP_*. */
@@ -79,10 +90,23 @@ export async function inventoryOf(from: Destination, folder: string): Promise<In
     oldest,
     newest,
     holes: reach.holes,
+    litestream03: oldSummary(await listGenerations({ from, folder })),
   };
 }
 
-const sum = (files: readonly BackupFile[]): number =>
+function oldSummary({ snapshots, pieces }: Generations): OldSummary | undefined {
+  if (snapshots.length === 0) return undefined;
+  const objects = [...snapshots, ...pieces];
+  return {
+    generations: new Set(snapshots.map(({ generation }) => generation)).size,
+    snapshots: snapshots.length,
+    sizeBytes: sum(objects),
+    oldestMs: Math.min(...snapshots.map(({ modifiedMs }) => modifiedMs)),
+    newestMs: Math.max(...objects.map(({ modifiedMs }) => modifiedMs)),
+  };
+}
+
+const sum = (files: readonly { readonly sizeBytes: number }[]): number =>
   files.reduce((bytes, { sizeBytes }) => bytes + sizeBytes, 0);
 
 const pointOf = (header: LtxHeader): RestorePoint => ({

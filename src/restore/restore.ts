@@ -7,14 +7,16 @@ import type { BackupFile } from '../backup/layout.js';
 import { KiteError, toKiteError } from '../errors.js';
 import { formatTxid } from '../ltx/position.js';
 import { fsyncDirectory, isErrno } from '../util/files.js';
-import { listFiles } from './bucket.js';
+import { listFiles, listGenerations } from './bucket.js';
 import { DatabaseWriter, type WrittenState } from './database-writer.js';
-import { fetchHeader, fetchPart } from './fetch.js';
+import { fetchHeader } from './fetch.js';
 import { isLevelFolder } from './inventory.js';
 import { newestWhere, type Point } from './moments.js';
+import { prefersGenerations, restoreGeneration } from './old-generations.js';
 import { planRestore, reachOf } from './plan.js';
 import { RestoreState } from './restore-state.js';
-import type { Moment } from './writer-thread.js';
+import { BadFile, handOver, PART_BYTES, SPARE_PARTS } from './hand-over.js';
+import type { AppliedLtx } from './writer-thread.js';
 import { Writer } from './writer.js';
 
 /** Which state is wanted. TXIDs are the bucket's, which count uploads; the cluster's are in the files' stamps. */
@@ -42,8 +44,8 @@ export interface RestoreRequest {
 }
 
 export interface Restored {
-  /** The bucket's. */
-  readonly txid: bigint;
+  /** The bucket's; undefined for a backup of Litestream 0.3. */
+  readonly txid: bigint | undefined;
   readonly clusterTxid: bigint | undefined;
   readonly timestampMs: number;
   readonly sizeBytes: number;
@@ -52,24 +54,10 @@ export interface Restored {
   readonly verified: boolean;
 }
 
-/** Objects are fetched in parts: one request's stream is slower than a disk. */
-const PART_BYTES = 2 * 1024 * 1024;
-/** Parts that wait for their turn beside those being fetched. */
-const SPARE_PARTS = 2;
 /** How often is noted how far it is: a note needs an fsync of what was written. */
 const NOTE_MS = 3_000;
 /** A bucket whose files vanish while they are fetched is listed again so often. */
 const MAX_LISTINGS = 5;
-
-/** A file of the backup that cannot be used. */
-class BadFile extends Error {
-  constructor(
-    readonly file: BackupFile,
-    readonly reason: KiteError,
-  ) {
-    super(reason.message);
-  }
-}
 
 /**
  * Restores a database to a file that does not exist yet. It is written beside it and gets its name when it is whole, checked
@@ -95,7 +83,7 @@ export async function restore(request: RestoreRequest): Promise<Restored> {
   } catch (error) {
     const failed = asRestoreError(error, output);
     if (state.load() === undefined || failed.code === 'ERR_RESTORE_CHECK') {
-      rmSync(temporary, { force: true });
+      for (const part of ['', '-wal', '-shm']) rmSync(`${temporary}${part}`, { force: true });
       state.remove();
     } else state.close();
     throw failed;
@@ -115,6 +103,10 @@ async function restoreInto(
     if (!files) {
       listings += 1;
       files = (await listFiles(from, folder)).filter(({ key }) => !bad.has(key));
+      const generations = await listGenerations(request);
+      const untilMs = request.wanted.kind === 'time' ? request.wanted.timestampMs : undefined;
+      if (prefersGenerations(generations, files, untilMs))
+        return await restoreGeneration(request, generations, temporary);
     }
     target ??= await targetOf(request, files);
     const begun = goOn(request, files, target, temporary, state);
@@ -128,7 +120,7 @@ async function restoreInto(
       return await applyPath(request, { path, target, temporary, state, begun });
     } catch (error) {
       if (!(error instanceof BadFile)) throw error;
-      const { file, reason } = error;
+      const { key, reason } = error;
       if (reason.code === 'ERR_BACKUP_MISSING' && listings < MAX_LISTINGS) {
         // Compaction or retention may have taken it away since it was listed, and left something as good.
         files = undefined;
@@ -136,11 +128,9 @@ async function restoreInto(
       }
       // Of a damaged file some pages may have been written that no other file brings again.
       state.save(undefined);
-      say(
-        `${from.url}/${file.key} cannot be used: ${reason.message}. Looking for another way to the same moment`,
-      );
-      bad.add(file.key);
-      files = files.filter(({ key }) => key !== file.key);
+      say(`${from.url}/${key} cannot be used: ${reason.message}. Looking for another way to the same moment`);
+      bad.add(key);
+      files = files.filter((file) => file.key !== key);
     }
   }
 }
@@ -299,7 +289,7 @@ async function applyPath(
   const { from, parallelism, onProgress } = request;
   const totalBytes = path.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
   const doneBefore = begun?.done ?? [];
-  const applied: { state: WrittenState; moment: Moment }[] = [];
+  const applied: AppliedLtx[] = [];
   const file = await open(temporary, 'r+');
   const notes = new Notes(file, (count) => {
     const { pageSize, pages } = applied[count - 1]!.state;
@@ -317,44 +307,17 @@ async function applyPath(
     from: begun?.state,
     buffers: parallelism + SPARE_PARTS,
     bufferBytes: PART_BYTES,
-    onApplied: (written, moment) => {
-      applied.push({ state: written, moment });
+    onApplied: (ltx) => {
+      applied.push(ltx!);
       notes.applied(applied.length);
     },
   });
-  let doneBytes = 0;
   try {
-    // Parts are fetched side by side and handed over in their order; the buffers bound how many there are.
-    let handedOver = Promise.resolve();
-    for (const one of path) {
-      for (let start = 0; start < Math.max(1, one.sizeBytes); start += PART_BYTES) {
-        const bytes = new Uint8Array(await writer.buffer(), 0, Math.min(PART_BYTES, one.sizeBytes - start));
-        const before = handedOver;
-        const fetched = fetchPart(from, one.key, start, bytes);
-        fetched.catch(() => undefined);
-        handedOver = before.then(async () => {
-          try {
-            await fetched;
-          } catch (error) {
-            const failed = toKiteError(error);
-            throw failed.code === 'ERR_BACKUP_MISSING' ? new BadFile(one, failed) : failed;
-          }
-          if (start === 0) writer.file(one.sizeBytes);
-          writer.bytes(bytes);
-          doneBytes += bytes.length;
-          notes.wrote(bytes.length);
-          onProgress?.(doneBytes, totalBytes);
-        });
-        handedOver.catch((error: unknown) => writer.fail(error));
-      }
-    }
-    await handedOver;
-    await writer.end();
-  } catch (error) {
-    const failed = path[applied.length];
-    if (error instanceof KiteError && failed && error.code.startsWith('ERR_LTX_'))
-      throw new BadFile(failed, error);
-    throw error;
+    const objects = path.map((one) => ({ ...one, of: { type: 'ltx' } as const }));
+    await handOver({ from, objects, writer, appliedCount: () => applied.length }, (bytes, done) => {
+      notes.wrote(bytes);
+      onProgress?.(done, totalBytes);
+    });
   } finally {
     await writer.close();
     await notes.end();

@@ -2,8 +2,11 @@ import { closeSync, openSync } from 'node:fs';
 import { type MessagePort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { type ErrorCode, toKiteError } from '../errors.js';
 import { LtxDecoder } from '../ltx/decoder.js';
+import { LtxInput } from '../ltx/input.js';
+import { LZ4_WINDOW_BYTES } from '../ltx/lz4-frame.js';
 import { stampOf } from '../backup/stamp.js';
 import { DatabaseWriter, type WrittenState } from './database-writer.js';
+import { GenerationWriter } from './generation-writer.js';
 
 /**
  * The thread that decodes and writes: it takes the bytes of files in their order, waiting for them where the decoder needs more, so the
@@ -18,8 +21,14 @@ export interface WriterSetup {
   readonly from: WrittenState | undefined;
 }
 
+/** What a file is: LTX, or of Litestream 0.3 a whole database or a piece of a WAL, from `offset` on. */
+export type FileKind =
+  | { readonly type: 'ltx' }
+  | { readonly type: 'database' }
+  | { readonly type: 'wal'; readonly offset: number };
+
 export type ToWriter =
-  | { readonly kind: 'file'; readonly sizeBytes: number }
+  | { readonly kind: 'file'; readonly sizeBytes: number; readonly of: FileKind }
   | { readonly kind: 'bytes'; readonly bytes: Uint8Array<ArrayBuffer> }
   | { readonly kind: 'end' };
 
@@ -32,10 +41,16 @@ export interface Moment {
   readonly verified: boolean;
 }
 
+/** An LTX file that was applied. */
+export interface AppliedLtx {
+  readonly state: WrittenState;
+  readonly moment: Moment;
+}
+
 export type FromWriter =
   /** A buffer that is free again. */
   | { readonly kind: 'free'; readonly bytes: Uint8Array<ArrayBuffer> }
-  | { readonly kind: 'applied'; readonly state: WrittenState; readonly moment: Moment }
+  | { readonly kind: 'applied'; readonly ltx: AppliedLtx | undefined }
   | { readonly kind: 'done' }
   | { readonly kind: 'failed'; readonly code: ErrorCode; readonly message: string };
 
@@ -74,18 +89,27 @@ function readPiece(into: Buffer, at: number, length: number): number {
 
 function run(fd: number): void {
   const writer = new DatabaseWriter(fd, from);
+  const generation = new GenerationWriter(path, fd);
   for (let order = receive(); order.kind !== 'end'; order = receive()) {
     if (order.kind !== 'file') continue;
-    const header = writer.apply(LtxDecoder.fromReader(order.sizeBytes, readPiece));
-    const stamp = stampOf(header);
-    answer({
-      kind: 'applied',
-      state: writer.state,
-      moment: { timestampMs: header.timestampMs, clusterTxid: stamp?.txid, verified: stamp !== undefined },
-    });
+    const { of, sizeBytes } = order;
+    if (of.type === 'ltx') answer({ kind: 'applied', ltx: applyLtx(writer, sizeBytes) });
+    else {
+      generation.apply(of, LtxInput.ofReader(sizeBytes, readPiece, LZ4_WINDOW_BYTES));
+      answer({ kind: 'applied', ltx: undefined });
+    }
   }
+  generation.end();
   writer.sync();
   answer({ kind: 'done' });
+}
+
+function applyLtx(writer: DatabaseWriter, sizeBytes: number): AppliedLtx {
+  const header = writer.apply(LtxDecoder.fromReader(sizeBytes, readPiece));
+  const stamp = stampOf(header);
+  const { timestampMs } = header;
+  const moment = { timestampMs, clusterTxid: stamp?.txid, verified: stamp !== undefined };
+  return { state: writer.state, moment };
 }
 
 try {

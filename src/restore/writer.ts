@@ -2,7 +2,7 @@ import { MessageChannel, Worker } from 'node:worker_threads';
 import { KiteError } from '../errors.js';
 import { SMALL_YOUNG_GENERATION } from '../util/young-generation.js';
 import type { WrittenState } from './database-writer.js';
-import type { FromWriter, Moment, ToWriter, WriterSetup } from './writer-thread.js';
+import type { AppliedLtx, FileKind, FromWriter, ToWriter, WriterSetup } from './writer-thread.js';
 
 export interface WriterOptions {
   /** The file, which is there. */
@@ -11,8 +11,8 @@ export interface WriterOptions {
   /** So many buffers of so many bytes are all that is used: whoever fetches waits for a free one. */
   readonly buffers: number;
   readonly bufferBytes: number;
-  /** Called after each file, in order. */
-  readonly onApplied: (state: WrittenState, moment: Moment) => void;
+  /** Called after each file, in order; with what is known of it when it was an LTX file. */
+  readonly onApplied: (ltx: AppliedLtx | undefined) => void;
 }
 
 /** The main thread's end of the thread that decodes and writes (writer-thread.ts). */
@@ -47,7 +47,7 @@ export class Writer {
     this.#worker.on('error', (error) => this.fail(error));
     port1.on('message', (message: FromWriter) => {
       if (message.kind === 'free') this.#put(message.bytes.buffer);
-      else if (message.kind === 'applied') options.onApplied(message.state, message.moment);
+      else if (message.kind === 'applied') options.onApplied(message.ltx);
       else if (message.kind === 'done') this.#resolveDone();
       else this.fail(new KiteError(message.code, message.message));
     });
@@ -62,8 +62,8 @@ export class Writer {
   }
 
   /** The next file begins. */
-  file(sizeBytes: number): void {
-    this.#send({ kind: 'file', sizeBytes });
+  file(sizeBytes: number, of: FileKind): void {
+    this.#send({ kind: 'file', sizeBytes, of });
   }
 
   /** The next bytes of it, in a buffer of `buffer`, which is given away. */
