@@ -35,6 +35,8 @@ import { stampFields, stampOf, type Stamp } from './stamp.js';
 /** At most so much of the log in one object: what is behind comes in several. */
 const GROUP_FILES = 2000;
 const GROUP_BYTES = 16 << 20;
+/** Read between two looks at the event loop. */
+const FILES_AT_ONCE = 64;
 /** How long a snapshot waits for level 0 to reach where its copy stands. */
 const SNAPSHOT_WAIT_MS = 60_000;
 const POLL_MS = 50;
@@ -268,11 +270,12 @@ export class DatabaseBackup {
     const sources: MergeSource[] = [];
     let end: Position | undefined;
     let bytes = 0;
-    for (const range of ranges) {
+    for (const [i, range] of ranges.entries()) {
+      if (i % FILES_AT_ONCE === FILES_AT_ONCE - 1) await new Promise((resolve) => setImmediate(resolve));
       if (sources.length >= GROUP_FILES || bytes >= GROUP_BYTES) break;
       let file: LtxSource;
       try {
-        file = await fileSource(join(this.#o.logDir, ltxFileName(range)));
+        file = fileSource(join(this.#o.logDir, ltxFileName(range)));
       } catch (error) {
         // Retention has taken it since: what is left is asked for again.
         if (isErrno(error, 'ENOENT')) return 'gone';
@@ -493,7 +496,7 @@ export class DatabaseBackup {
     const path = join(tmpDir, `backup-${randomUUID()}`);
     temporaries.push(path);
     await pipeline(await destination.get(file.key), createWriteStream(path, { flags: 'wx' }));
-    return await fileSource(path);
+    return fileSource(path);
   }
 
   /** A copy of the database, brought to where an object of level 0 leads. Shipping goes on meanwhile. */
@@ -516,7 +519,7 @@ export class DatabaseBackup {
         }
         for (const range of ranges) {
           if (range.maxTxid > end.stamp.txid) break;
-          const file = await fileSource(join(logDir, ltxFileName(range)));
+          const file = fileSource(join(logDir, ltxFileName(range)));
           sources.push(file.source);
           at = { txid: range.maxTxid, checksum: file.postApplyChecksum };
         }

@@ -1,7 +1,8 @@
-import { closeSync, openSync } from 'node:fs';
-import { open, rm } from 'node:fs/promises';
+import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
 import { randomUUID } from 'node:crypto';
 import { join } from 'node:path';
+import { KiteError } from '../errors.js';
 import { LtxCompactor } from '../ltx/compactor.js';
 import { LtxDecoder } from '../ltx/decoder.js';
 import { LtxEncoder } from '../ltx/encoder.js';
@@ -137,20 +138,28 @@ export interface LtxSource {
   readonly postApplyChecksum: bigint;
 }
 
-/** A file on disk for `merge`: its bytes when it is small. */
-export async function fileSource(path: string): Promise<LtxSource> {
-  const file = await open(path, 'r');
+/**
+ * A file on disk for `merge`: its bytes when it is small. Read at once, because at thousands of files a second the four thread
+ * hops of an asynchronous read each cost more than the read: a core that the primary would lack.
+ */
+export function fileSource(path: string): LtxSource {
+  const fd = openSync(path, 'r');
   try {
-    const { size: sizeBytes } = await file.stat();
-    if (sizeBytes <= SMALL_BYTES) return bytesSource(await file.readFile());
-    const head = Buffer.alloc(HEADER_BYTES);
+    const { size: sizeBytes } = fstatSync(fd);
+    const isSmall = sizeBytes <= SMALL_BYTES;
+    const bytes = Buffer.allocUnsafeSlow(isSmall ? sizeBytes : HEADER_BYTES);
+    for (let done = 0; done < bytes.length;) {
+      const got = readSync(fd, bytes, done, bytes.length - done, done);
+      if (got === 0) throw new KiteError('ERR_LTX_DAMAGED', `${path} became shorter`);
+      done += got;
+    }
+    if (isSmall) return bytesSource(bytes);
     const trailer = Buffer.alloc(TRAILER_BYTES);
-    await file.read(head, 0, HEADER_BYTES, 0);
-    await file.read(trailer, 0, TRAILER_BYTES, sizeBytes - TRAILER_BYTES);
-    const { header } = parseHeader(head);
+    readSync(fd, trailer, 0, TRAILER_BYTES, sizeBytes - TRAILER_BYTES);
+    const { header } = parseHeader(bytes);
     return { source: path, sizeBytes, header, postApplyChecksum: trailer.readBigUInt64BE(0) };
   } finally {
-    await file.close();
+    closeSync(fd);
   }
 }
 

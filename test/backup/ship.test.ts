@@ -2,7 +2,7 @@ import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
-import { sqlite, TestCluster, type TestNode } from '../helpers/cluster.js';
+import { run, sqlite, TestCluster, type TestNode, waitFor } from '../helpers/cluster.js';
 import { litestreamRestore } from '../helpers/litestream.js';
 import { TestMinio } from '../helpers/minio.js';
 
@@ -102,4 +102,86 @@ describe('shipping', () => {
       expect(readdirSync(join(folder, 'app.db/ltx', level)).length, level).toBeGreaterThan(0);
     expect(JSON.stringify(await node.status()) + node.log()).not.toContain(minio.env.AWS_SECRET_ACCESS_KEY);
   });
+
+  it('goes on where it was after its process and the destination were killed under load', async () => {
+    cluster = await TestCluster.start({ nodes: 1, config: { backups: [s3('killed')] } });
+    const node = cluster.node(1);
+    await node.sql('app.db', 'PRAGMA journal_mode=wal');
+    await fill(node, 1);
+    await sync(node);
+    const load = (async () => {
+      for (let round = 0; round < 12; round += 1) await fill(node, 40);
+    })();
+    for (let kills = 0; kills < 4; kills += 1) {
+      await new Promise((resolve) => setTimeout(resolve, 150 * kills));
+      process.kill(await backupPid(node), 'SIGKILL');
+      if (kills === 1) await minio.kill();
+    }
+    // Nobody who writes has noticed.
+    await load;
+    const [behind] = (await node.status()).backups;
+    expect(behind?.error ?? behind?.databases[0]?.error ?? behind?.databases[0]?.lagMs).not.toBe(0);
+    await expect(sync(node, 300)).rejects.toThrow('ERR_BACKUP_BEHIND');
+    await minio.up();
+    await sync(node);
+    expect(await restored(urlOf('killed'), SUM)).toBe(await node.sql('app.db', SUM));
+    expect(node.log(), 'no set of all pages was needed').not.toContain('backup-resync');
+  });
+
+  it('keeps a dropped database until it is made again, and crosses another page size', async () => {
+    cluster = await TestCluster.start({ nodes: 1, config: { backups: [s3('dropped')] } });
+    const node = cluster.node(1);
+    await fill(node, 30);
+    await sync(node);
+    const before = await node.sql('app.db', SUM);
+    await run('rm', [node.path('app.db')]);
+    await sync(node);
+    expect(await restored(urlOf('dropped'), SUM)).toBe(before);
+    await fill(node, 3);
+    await sync(node);
+    expect(await restored(urlOf('dropped'), SUM)).toBe(await node.sql('app.db', SUM));
+    await node.sql('app.db', 'PRAGMA page_size=8192', 'VACUUM', 'PRAGMA journal_mode=wal');
+    await fill(node, 3);
+    await sync(node);
+    expect(await restored(urlOf('dropped'), `${SUM}; PRAGMA page_size`)).toBe(
+      await node.sql('app.db', `${SUM}; PRAGMA page_size`),
+    );
+  });
+
+  it('passes to the next primary, and a fenced one adds nothing', async () => {
+    cluster = await TestCluster.start({ nodes: 2, ttl: '1s', config: { backups: [s3('failover')] } });
+    const [old, next] = [cluster.node(1), cluster.node(2)];
+    await old.sql('app.db', 'PRAGMA journal_mode=wal');
+    await fill(old, 20);
+    await sync(old);
+    await cluster.caughtUp('app.db');
+    // The daemon stands still; its backup process does not, and knows of no successor.
+    process.kill(old.pid, 'SIGSTOP');
+    await waitFor('the other node to be primary', async () => (await next.status()).role === 'primary');
+    await fill(next, 20);
+    await sync(next);
+    process.kill(old.pid, 'SIGCONT');
+    await waitFor('the old one to follow', async () => (await old.status()).role === 'replica');
+    await fill(next, 5);
+    await sync(next);
+    expect(await restored(urlOf('failover'), SUM)).toBe(await next.sql('app.db', SUM));
+    expect(next.log(), 'no set of all pages was needed').not.toContain('backup-resync');
+    // The end of a node waits for its backups.
+    await fill(next, 5);
+    const last = await next.sql('app.db', SUM);
+    await old.stop();
+    await next.stop();
+    expect(await restored(urlOf('failover'), SUM)).toBe(last);
+  });
 });
+
+/** The process of a node that ships. */
+async function backupPid(node: TestNode): Promise<number> {
+  let pid = 0;
+  await waitFor('the backup process', async () => {
+    const children = await run('ps', ['-o', 'pid=,args=', '--ppid', String(node.pid)]);
+    pid = Number(/^\s*(\d+).*backup\/main\.js/m.exec(children)?.[1] ?? 0);
+    return pid > 0;
+  });
+  return pid;
+}
