@@ -26,6 +26,7 @@ import {
   fileSource,
   merge,
   SMALL_BYTES,
+  TEMPORARY,
   type LtxSource,
   type Merged,
   type MergeSource,
@@ -166,9 +167,12 @@ export class DatabaseBackup {
     this.#isOpen = false;
     this.#levels.clear();
     this.#shipped = [];
-    for (const level of [0, ...settings.levelIntervalsMs.map((_, i) => i + 1), SNAPSHOT_LEVEL]) {
+    for (const level of [SNAPSHOT_LEVEL, ...settings.levelIntervalsMs.map((_, i) => i + 1), 0]) {
       const files: BackupFile[] = [];
-      for await (const file of listLevel(destination, this.#folder, level)) files.push(file);
+      // Where level 0 is kept for ever, what level 1 has of it is not looked at again, but for its end.
+      const isKept = level === 0 && !(settings.retentionEnabled && settings.l0RetentionMs > 0);
+      const after = isKept ? (this.#levels.get(1)?.at(-1)?.maxTxid ?? 1n) - 1n : 0n;
+      for await (const file of listLevel(destination, this.#folder, level, after)) files.push(file);
       this.#levels.set(level, files);
     }
     const hint = head.databases[this.#folder.slice(0, -1)];
@@ -493,7 +497,7 @@ export class DatabaseBackup {
     if (file.sizeBytes > 0 && file.sizeBytes <= SMALL_BYTES) {
       return bytesSource(await readObject(destination, file.key));
     }
-    const path = join(tmpDir, `backup-${randomUUID()}`);
+    const path = join(tmpDir, TEMPORARY + randomUUID());
     temporaries.push(path);
     await pipeline(await destination.get(file.key), createWriteStream(path, { flags: 'wx' }));
     return fileSource(path);

@@ -1,7 +1,10 @@
+import { readdirSync, rmSync } from 'node:fs';
 import { setPriority } from 'node:os';
+import { join } from 'node:path';
 import { KiteError } from '../errors.js';
 import type { BackupSource } from './database-backup.js';
 import { DestinationRunner } from './destination-runner.js';
+import { TEMPORARY } from './merge.js';
 import type { BackupQuestions, FromBackup, ToBackup } from './messages.js';
 
 /** The backup process, forked by Backups (backups.ts). It holds nothing that cannot be lost: all state is in the bucket. */
@@ -44,6 +47,10 @@ let leaseUntilMs = 0;
 let runners: DestinationRunner[] = [];
 
 function start({ backups, dataDir, tmpDir }: Extract<ToBackup, { kind: 'start' }>): void {
+  // Of a process before this one, which was killed: they are as large as databases.
+  for (const name of readdirSync(tmpDir)) {
+    if (name.startsWith(TEMPORARY)) rmSync(join(tmpDir, name), { force: true });
+  }
   runners = backups.map(
     (settings, destination) =>
       new DestinationRunner({

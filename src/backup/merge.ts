@@ -16,6 +16,8 @@ import {
 import { writeFully } from '../util/files.js';
 import type { ObjectBody } from './destination.js';
 
+/** Begins the names of files in the folder for temporary ones. */
+export const TEMPORARY = 'backup-';
 /** Files up to this size are read into memory. */
 export const SMALL_BYTES = 1 << 20;
 /** What is made stays in memory up to this size. */
@@ -60,7 +62,7 @@ async function mergeNow(
   tmpDir: string,
 ): Promise<Merged> {
   const descriptors: number[] = [];
-  const out = new Spill(join(tmpDir, `backup-${randomUUID()}`));
+  const out = new Spill(join(tmpDir, TEMPORARY + randomUUID()));
   try {
     const inputs = sources.map((source) => {
       if (typeof source !== 'string') return LtxDecoder.fromBuffer(source);

@@ -377,19 +377,22 @@ export class Node implements NodeApi {
     const wasPrimary = this.#role === 'primary';
     const backedUpBy = monotonicMs() + this.#config.shutdownSyncTimeoutMs;
     this.#stopping.abort();
+    let isLast = wasPrimary;
     try {
-      // While this node still serves: a slow destination must not keep writers waiting.
-      if (wasPrimary) await this.#flushBackups(backedUpBy);
       if (wasPrimary && this.#handOff?.possible) {
         const request = { target: undefined, waitMs: HAND_OFF_WAIT_MS, reason: 'this node stops' };
         // Not handed over: then the lease is simply given up, and whoever is there takes it.
-        await this.#drain(request).catch(() => undefined);
+        isLast = await this.#drain(request).then(
+          () => false,
+          () => true,
+        );
       }
-      const isLast = isHolder(this.#role);
+      // A successor ships what this one has not. Without one it is nowhere else: most of it goes while this node still serves, and what
+      // is written meanwhile when nothing is written any more.
+      if (isLast) await this.#flushBackups(backedUpBy);
       this.#enter('closed');
       this.#control.deadlineNs = 0n;
-      // Nobody took over: what was written since is nowhere else, and nothing is written from here on.
-      if (wasPrimary && isLast) await this.#flushBackups(backedUpBy);
+      if (isLast) await this.#flushBackups(backedUpBy);
       await this.#lease?.release();
     } catch (error) {
       this.#trouble(error);
@@ -399,9 +402,10 @@ export class Node implements NodeApi {
   }
 
   async #flushBackups(limitMs: number): Promise<void> {
+    if (!this.#backups) return;
     try {
-      for (const name of this.#backups ? this.#store.databases() : []) await this.#capture.position(name);
-      await this.#backups?.sync(Math.max(0, limitMs - monotonicMs()));
+      for (const name of this.#store.databases()) await this.#capture.position(name);
+      await this.#backups.sync(Math.max(0, limitMs - monotonicMs()));
     } catch (error) {
       this.#events.add('backup-behind', toKiteError(error).message, { level: 'error' });
     }
