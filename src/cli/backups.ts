@@ -1,4 +1,5 @@
-import { openDestination, parseDestinationUrl } from '../backup/open.js';
+import { openDestination } from '../backup/open.js';
+import type { LoadedConfig } from '../config/load.js';
 import { KiteError } from '../errors.js';
 import { formatTxid } from '../ltx/position.js';
 import {
@@ -9,23 +10,44 @@ import {
   type OldSummary,
   type RestorePoint,
 } from '../restore/inventory.js';
+import { type BackupSource, configured, sourcesOf } from './backup-source.js';
 import { print } from './output.js';
 import { sizeText } from './progress.js';
 
-/** `kitefs backups URL`: what can be restored from where. */
-export async function listBackups(url: string, json: boolean): Promise<void> {
-  const from = await openDestination(parseDestinationUrl(url));
+/** `kitefs backups [URL|DB]`: what can be restored from where. */
+export async function listBackups(
+  word: string | undefined,
+  json: boolean,
+  config: () => LoadedConfig,
+): Promise<void> {
+  const sources = await placesOf(word, config);
   try {
     const found: { database: string | undefined; inventory: Inventory }[] = [];
-    for (const folder of await databaseFolders(from))
-      found.push({ database: databaseOf(folder), inventory: await inventoryOf(from, folder) });
+    for (const { from, folder } of sources) {
+      // A URL or a whole destination may hold one database or many.
+      const folders = folder === '' ? await databaseFolders(from) : [folder];
+      for (const one of folders)
+        found.push({ database: databaseOf(one), inventory: await inventoryOf(from, one) });
+    }
     if (json) print(JSON.stringify(found.map(asJson), undefined, 2));
-    else if (found.length === 0)
-      throw new KiteError('ERR_RESTORE_NOTHING', `${from.url} has no backup of a database`);
-    else print(found.map(({ inventory }) => inventoryText(inventory)).join('\n\n'));
+    else if (found.length > 0) print(found.map(({ inventory }) => inventoryText(inventory)).join('\n\n'));
+    else {
+      const urls = sources.map(({ from }) => from.url).join(', ');
+      throw new KiteError('ERR_RESTORE_NOTHING', `${urls}: no backup of a database`);
+    }
   } finally {
-    from.close();
+    for (const { from } of sources) from.close();
   }
+}
+
+async function placesOf(word: string | undefined, config: () => LoadedConfig): Promise<BackupSource[]> {
+  if (word !== undefined) return await sourcesOf(word, config);
+  return await Promise.all(
+    configured(config().config.backups).map(async ({ destination }) => ({
+      from: await openDestination(destination),
+      folder: '',
+    })),
+  );
 }
 
 function asJson({ database, inventory }: { database: string | undefined; inventory: Inventory }): object {

@@ -76,31 +76,48 @@ function program(): Command {
       await exportFile(url, name, path);
     });
 
-  kitefs
-    .command('restore')
-    .description('restore a database from a backup of KiteFS or Litestream (0.5, 0.3) to a new file')
-    .argument('<url>', 's3://BUCKET/PATH[?endpoint=…] or file:///PATH, the folder of one database')
-    .option('-o <file>', 'where to; it must not exist')
-    .option('--timestamp <moment>', 'as it was then: 2026-11-20T15:04:05Z, or "2h ago"')
-    .option('--txid <hex>', 'as of this TXID of the bucket, as `kitefs backups` lists it')
-    .option('--cluster-txid <hex>', 'as of this TXID of the cluster, as `kitefs status` shows it')
-    .option('--parallelism <count>', 'requests at a time', '8')
-    .option('--if-db-not-exists', 'do nothing, with success, when the file is there')
-    .option('--if-replica-exists', 'do nothing, with success, when there is no backup')
-    .option('--integrity-check <kind>', 'let SQLite check the result: none, quick or full', 'none')
-    .action(async (url: string, flags: RestoreFlags) => {
-      const { runRestore } = await import('./restore.js');
-      await runRestore(url, flags);
-    });
+  addConfigOptions(
+    kitefs
+      .command('restore')
+      .description('restore a database from a backup of KiteFS or Litestream (0.5, 0.3) to a new file')
+      .argument('<url|db>', 's3://BUCKET/PATH[?endpoint=…], file:///PATH, or a database of the configuration')
+      .option('-o <file>', 'where to; it must not exist')
+      .option('--timestamp <moment>', 'as it was then: 2026-11-20T15:04:05Z, or "2h ago"')
+      .option('--txid <hex>', 'as of this TXID of the bucket, as `kitefs backups` lists it')
+      .option('--cluster-txid <hex>', 'as of this TXID of the cluster, as `kitefs status` shows it')
+      .option('--parallelism <count>', 'requests at a time', '8')
+      .option('--if-db-not-exists', 'do nothing, with success, when the file is there')
+      .option('--if-replica-exists', 'do nothing, with success, when there is no backup')
+      .option('--integrity-check <kind>', 'let SQLite check the result: none, quick or full', 'none'),
+  ).action(async (word: string, flags: RestoreFlags, command: Command) => {
+    const { runRestore } = await import('./restore.js');
+    await runRestore(word, flags, () => configOf(command));
+  });
+
+  addConfigOptions(
+    kitefs
+      .command('backups')
+      .description('list what backups there are and which moments can be restored')
+      .argument(
+        '[url|db]',
+        'a URL as for restore, of one database or of all, or a database of the configuration',
+      )
+      .option('--json', 'as JSON'),
+  ).action(async (word: string | undefined, { json }: { json?: boolean }, command: Command) => {
+    const { listBackups } = await import('./backups.js');
+    await listBackups(word, json ?? false, () => configOf(command));
+  });
 
   kitefs
-    .command('backups')
-    .description('list what backups there are and which moments can be restored')
-    .argument('<url>', 's3://BUCKET/PATH[?endpoint=…] or file:///PATH, of one database or of all')
-    .option('--json', 'as JSON')
-    .action(async (url: string, { json }: { json?: boolean }) => {
-      const { listBackups } = await import('./backups.js');
-      await listBackups(url, json ?? false);
+    .command('sync')
+    .description('have the primary ship its backups now')
+    .argument('[db]', 'one database, as its path in the mount, instead of all')
+    .option(...URL_OPTION)
+    .option('--wait', 'return when all backups have what was committed before')
+    .option('--timeout <duration>', 'how long to wait', '30s')
+    .action(async (name: string | undefined, options: { url: string; wait?: boolean; timeout: string }) => {
+      const { sync } = await import('./sync.js');
+      await sync(options.url, name, { wait: options.wait ?? false, timeout: options.timeout });
     });
 
   kitefs

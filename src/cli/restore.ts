@@ -1,10 +1,11 @@
 import { existsSync } from 'node:fs';
 import { resolve } from 'node:path';
-import { openDestination, parseDestinationUrl } from '../backup/open.js';
+import type { LoadedConfig } from '../config/load.js';
 import { parseDuration } from '../config/values.js';
-import { KiteError } from '../errors.js';
+import { KiteError, toKiteError } from '../errors.js';
 import { formatTxid } from '../ltx/position.js';
-import { restore, type IntegrityCheck, type Wanted } from '../restore/restore.js';
+import { restore, type IntegrityCheck, type RestoreRequest, type Wanted } from '../restore/restore.js';
+import { type BackupSource, sourcesOf } from './backup-source.js';
 import { print } from './output.js';
 import { ProgressBar, sizeText } from './progress.js';
 
@@ -22,8 +23,12 @@ export interface RestoreFlags {
 
 const usage = (message: string): KiteError => new KiteError('ERR_CLI_USAGE', message);
 
-/** `kitefs restore -o FILE URL`. */
-export async function runRestore(url: string, flags: RestoreFlags): Promise<void> {
+/** `kitefs restore -o FILE URL|DB`. */
+export async function runRestore(
+  word: string,
+  flags: RestoreFlags,
+  config: () => LoadedConfig,
+): Promise<void> {
   if (flags.o === undefined) throw usage('-o FILE is required: where the database is restored to');
   const output = resolve(flags.o);
   const wanted = wantedOf(flags);
@@ -37,39 +42,61 @@ export async function runRestore(url: string, flags: RestoreFlags): Promise<void
     print(`${output} is there already: nothing is restored`);
     return;
   }
-  const from = await openDestination(parseDestinationUrl(url));
-  const bar = new ProgressBar('restoring');
+  const sources = await sourcesOf(word, config);
+  const errors: KiteError[] = [];
   try {
-    const started = Date.now();
+    for (const source of sources) {
+      if (errors.length > 0) say(`${errors.at(-1)!.message}. Trying ${source.from.url}`);
+      try {
+        await restoreFrom(source, { output, wanted, parallelism, integrityCheck });
+        return;
+      } catch (error) {
+        const failed = toKiteError(error);
+        // Anything else is not the destination's trouble.
+        if (!/^ERR_(BACKUP_|RESTORE_(NOTHING|MOMENT|DAMAGED|CHECK))/.test(failed.code)) throw failed;
+        errors.push(failed);
+      }
+    }
+  } finally {
+    for (const { from } of sources) from.close();
+  }
+  if (!flags.ifReplicaExists || errors.some(({ code }) => code !== 'ERR_RESTORE_NOTHING'))
+    throw errors.find(({ code }) => code !== 'ERR_RESTORE_NOTHING') ?? errors[0]!;
+  print(`${sources.map(({ from }) => from.url).join(', ')}: no backup; nothing is restored`);
+}
+
+const say = (line: string): void => void process.stderr.write(`kitefs: ${line}\n`);
+
+type How = Pick<RestoreRequest, 'output' | 'wanted' | 'parallelism' | 'integrityCheck'>;
+
+async function restoreFrom(source: BackupSource, how: How): Promise<void> {
+  const bar = new ProgressBar('restoring');
+  const started = Date.now();
+  try {
     const restored = await restore({
-      from,
-      folder: '',
-      output,
-      wanted,
-      parallelism,
-      integrityCheck,
+      ...source,
+      ...how,
       say: (line) => {
         bar.end();
-        process.stderr.write(`kitefs: ${line}\n`);
+        say(line);
       },
       onProgress: (done, total) => bar.update(done, total),
     });
     bar.end();
     const seconds = (Date.now() - started) / 1000;
-    const txid = restored.txid === undefined ? '' : `, TXID ${formatTxid(restored.txid)}`;
-    const cluster =
-      restored.clusterTxid === undefined ? '' : `, cluster TXID ${formatTxid(restored.clusterTxid)}`;
-    const checked = restored.verified ? '; its checksum is the one recorded at that commit' : '';
     print(
-      `${output}: ${sizeText(restored.sizeBytes)} in ${seconds.toFixed(1)} s from ${from.url}${txid}${cluster}, as of ${new Date(restored.timestampMs).toISOString()}${checked}`,
+      [
+        `${how.output}: ${sizeText(restored.sizeBytes)} in ${seconds.toFixed(1)} s from ${source.from.url}`,
+        restored.txid !== undefined && `TXID ${formatTxid(restored.txid)}`,
+        restored.clusterTxid !== undefined && `cluster TXID ${formatTxid(restored.clusterTxid)}`,
+        `as of ${new Date(restored.timestampMs).toISOString()}`,
+        restored.verified && 'its checksum is the one recorded at that commit',
+      ]
+        .filter((part) => part !== false)
+        .join(', '),
     );
-  } catch (error) {
-    bar.end();
-    if (!(flags.ifReplicaExists && error instanceof KiteError && error.code === 'ERR_RESTORE_NOTHING'))
-      throw error;
-    print(`${from.url} has no backup: nothing is restored`);
   } finally {
-    from.close();
+    bar.end();
   }
 }
 

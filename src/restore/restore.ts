@@ -318,6 +318,11 @@ async function applyPath(
       notes.wrote(bytes);
       onProgress?.(done, totalBytes);
     });
+  } catch (error) {
+    // On a full disk the note needs room: what was begun after the last whole object is of no use.
+    const whole = applied.at(-1)?.state;
+    if (whole) await writer.close().then(async () => await file.truncate(whole.pages * whole.pageSize));
+    throw error;
   } finally {
     await writer.close();
     await notes.end();
