@@ -279,6 +279,38 @@ test('A fenced primary stops at the first object of its successor', async () => 
   expect((await restore(destination)).pages).toEqual([1, 3]);
 });
 
+test('What a fenced primary was faster with is followed by all pages of the one after it', async () => {
+  const destination = new DirectoryDestination(fresh());
+  const old = new Model(1n);
+  old.commit([1, 2]);
+  const states = new Map([[old.log.lastPosition!.checksum, { pages: [1, 2], pageSize: 512 }]]);
+  const late = await old.backup(destination);
+  await shipAll(late);
+  const next = old.successor(2n, 0, states);
+  const backup = await next.backup(destination);
+  old.commit([1, 2, 3, 4]);
+  await shipAll(late);
+  next.commit([5, 2]);
+  await shipAll(backup);
+  const levels = await levelsOf(destination);
+  expect(levels.map((files) => files.map(({ maxTxid }) => Number(maxTxid)))).toEqual([
+    [1, 2, 3],
+    [],
+    [],
+    [],
+    [],
+    [],
+    [],
+    [],
+    [],
+    [3],
+  ]);
+  expect((await restore(destination)).pages).toEqual([5, 2]);
+  await expect(late.ship()).resolves.toBe(false);
+  old.commit([9]);
+  await expect(late.ship()).rejects.toMatchObject({ code: 'ERR_BACKUP_FENCED' });
+});
+
 test('Another cluster’s backups are refused', async () => {
   const destination = new DirectoryDestination(fresh());
   await changeHead(destination, { clusterId: 'other', epoch: 1n, nodeId: 'x' });

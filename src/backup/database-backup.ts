@@ -198,7 +198,6 @@ export class DatabaseBackup {
         'hole',
         `${destination.url} lacks objects ${formatTxid(hole.minTxid)} to ${formatTxid(hole.maxTxid)} of ${this.name}: a new snapshot follows`,
       );
-      this.#snapshotWanted = true;
     }
     this.#isOpen = true;
   }

@@ -37,8 +37,21 @@ export interface Merged {
   dispose(): Promise<void>;
 }
 
-const encoder = new LtxEncoder();
-let turn: Promise<unknown> = Promise.resolve();
+/** Merges one after another, with an encoder's buffers that are used again. */
+class MergeQueue {
+  readonly encoder = new LtxEncoder();
+  #last: Promise<unknown> = Promise.resolve();
+
+  run<T>(work: () => Promise<T>): Promise<T> {
+    const mine = this.#last.then(work);
+    this.#last = mine.catch(() => undefined);
+    return mine;
+  }
+}
+
+/** Two, so that what was just committed never waits behind a snapshot; no more, so that memory does not grow with the databases. */
+const small = new MergeQueue();
+const large = new MergeQueue();
 
 /**
  * Merges LTX files of one range, oldest first, into an object of a bucket: without checksums of the database, as Litestream wants
@@ -50,16 +63,15 @@ export async function merge(
   as: Partial<LtxHeaderFields>,
   tmpDir: string,
 ): Promise<Merged> {
-  // One at a time: the encoder's buffers are shared, and one core is what this may take.
-  const mine = turn.then(() => mergeNow(sources, as, tmpDir));
-  turn = mine.catch(() => undefined);
-  return await mine;
+  const queue = sources.every((source) => typeof source !== 'string') ? small : large;
+  return await queue.run(() => mergeNow(sources, as, tmpDir, queue.encoder));
 }
 
 async function mergeNow(
   sources: readonly MergeSource[],
   as: Partial<LtxHeaderFields>,
   tmpDir: string,
+  encoder: LtxEncoder,
 ): Promise<Merged> {
   const descriptors: number[] = [];
   const out = new Spill(join(tmpDir, TEMPORARY + randomUUID()));
