@@ -1,9 +1,9 @@
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { run, sqlite, TestCluster, type TestNode, waitFor } from '../helpers/cluster.js';
-import { litestreamRestore } from '../helpers/litestream.js';
+import { Litestream, litestreamRestore } from '../helpers/litestream.js';
 import { TestMinio } from '../helpers/minio.js';
 
 /** What the primary ships, restored by the real Litestream. */
@@ -146,6 +146,76 @@ describe('shipping', () => {
     expect(await restored(urlOf('dropped'), `${SUM}; PRAGMA page_size`)).toBe(
       await node.sql('app.db', `${SUM}; PRAGMA page_size`),
     );
+  });
+
+  it('says what is wrong with one destination, without a secret, while another goes on', async () => {
+    const secret = 'a-wrong-secret-that-nobody-may-see';
+    const folder = { type: 'file', path: join(dir, 'beside'), ...QUICK };
+    cluster = await TestCluster.start({
+      nodes: 1,
+      config: {
+        backups: [
+          { ...s3('x'), bucket: 'nowhere' },
+          { ...s3('x'), 'secret-access-key': secret },
+          { ...s3('x'), endpoint: 'http://127.0.0.1:1' },
+          folder,
+        ],
+      },
+    });
+    const node = cluster.node(1);
+    await fill(node, 3);
+    let backups = (await node.status()).backups;
+    await waitFor('the folder to have it, and errors of the others', async () => {
+      ({ backups } = await node.status());
+      const last = backups[3]?.databases[0];
+      return (
+        last?.txid !== '0'.repeat(16) &&
+        last?.lagMs === 0 &&
+        backups.filter(({ error }) => error).length === 3
+      );
+    });
+    expect(backups[0]?.error).toContain('NoSuchBucket');
+    expect(backups[1]?.error).toContain('SignatureDoesNotMatch');
+    expect(backups[2]?.error).toContain('ECONNREFUSED');
+    expect(await restored(`file://${folder.path}/app.db`, SUM)).toBe(await node.sql('app.db', SUM));
+    expect(JSON.stringify(await node.status()) + node.log()).not.toContain(secret);
+    // Its end would wait for these destinations.
+    await node.kill();
+  });
+
+  it('goes on in a bucket that Litestream has filled', async () => {
+    const path = join(dir, 'theirs.db');
+    await sqlite(
+      path,
+      'PRAGMA journal_mode=wal',
+      'CREATE TABLE t(id INTEGER PRIMARY KEY, b)',
+      'INSERT INTO t(b) VALUES (1), (2)',
+    );
+    const { 'access-key-id': _id, 'secret-access-key': _secret, ...replica } = s3('taken');
+    const litestream = new Litestream(
+      dir,
+      path,
+      {
+        type: 's3',
+        bucket: 'backups',
+        path: 'taken/app.db',
+        endpoint: replica['endpoint'],
+        'force-path-style': true,
+      },
+      { env: minio.env },
+    );
+    await waitFor('Litestream to ship', () => existsSync(join(minio.dir, 'data/backups/taken/app.db/0000')));
+    await litestream.stop();
+    const theirs = await restored(urlOf('taken'), SUM);
+    cluster = await TestCluster.start({ nodes: 1, config: { backups: [s3('taken')] } });
+    const node = cluster.node(1);
+    await node.sql('app.db', `.restore ${path}`);
+    await fill(node, 3);
+    await sync(node);
+    const ours = await node.sql('app.db', SUM);
+    expect(ours).not.toBe(theirs);
+    expect(await restored(urlOf('taken'), SUM)).toBe(ours);
+    expect(node.log()).toContain('of Litestream');
   });
 
   it('passes to the next primary, and a fenced one adds nothing', async () => {
