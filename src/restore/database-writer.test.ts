@@ -94,6 +94,29 @@ describe('writing a database from LTX files', () => {
     expect(() => apply(writer, file)).toThrow(/not those of the transaction/);
   });
 
+  it('goes on from a state with pages of later files, and compares when all of them have come again', () => {
+    const images = [1, 2, 3].map((n) => Buffer.concat([page(1), page(n > 1 ? 2 : 9), page(n > 2 ? 3 : 9)]));
+    const files = [
+      object(
+        1,
+        [1, 9, 9].map((fill, at) => ({ pgno: at + 1, data: page(fill) })),
+        3,
+        checksumOf(images[0]!),
+      ),
+      object(2, [{ pgno: 2, data: page(2) }], 3, checksumOf(images[1]!)),
+      object(3, [{ pgno: 3, data: page(3) }], 3, checksumOf(images[2]!)),
+    ];
+    const killed = new DatabaseWriter(fd);
+    for (const file of files) apply(killed, file);
+    // What it had noted was only the first.
+    const again = new DatabaseWriter(fd, DatabaseWriter.measure(fd, PAGE_SIZE, 3));
+    expect(() => apply(again, files[1]!)).toThrow(/not those of the transaction/);
+    const right = new DatabaseWriter(fd, DatabaseWriter.measure(fd, PAGE_SIZE, 3));
+    right.apply(LtxDecoder.fromBuffer(files[1]!), false);
+    right.apply(LtxDecoder.fromBuffer(files[2]!));
+    expect(written().equals(images[2]!)).toBe(true);
+  });
+
   it('refuses a file that lacks a page by which the database grows', () => {
     const writer = new DatabaseWriter(fd);
     apply(writer, object(1, [{ pgno: 1, data: page(1) }], 1));

@@ -55,9 +55,9 @@ export class DatabaseWriter {
 
   /**
    * Applies a file and checks it: every page, that none is missing of those by which the database grows, and the database's
-   * checksum when KiteFS has stamped the file. Throws ERR_LTX_DAMAGED, ERR_LTX_FOREIGN, errors of node:fs.
+   * checksum when KiteFS has stamped the file and `isWhole`: pages of later files may be there after an interruption. Throws ERR_LTX_DAMAGED, ERR_LTX_FOREIGN, errors of node:fs.
    */
-  apply(ltx: LtxDecoder): LtxHeader {
+  apply(ltx: LtxDecoder, isWhole = true): LtxHeader {
     const { header } = ltx;
     if (header.pageSize !== this.#pageSize) this.#startOver(header.pageSize);
     const before = this.#pages;
@@ -71,7 +71,7 @@ export class DatabaseWriter {
     this.#flush();
     this.#resize(before, header.commitPages, grown);
     const stamp = stampOf(header);
-    if (stamp && stamp.checksum !== this.#checksum.value)
+    if (isWhole && stamp && stamp.checksum !== this.#checksum.value)
       throw damaged(
         `pages that are not those of the transaction: the database's checksum is ${hex(this.#checksum.value)} where ${hex(stamp.checksum)} was committed`,
       );

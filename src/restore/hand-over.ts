@@ -53,9 +53,11 @@ export async function handOver(
             throw failed.code === 'ERR_BACKUP_MISSING' ? new BadFile(key, failed) : failed;
           });
           if (start === 0) writer.file(sizeBytes, of);
+          // Given away, they have no length any more.
+          const { length } = bytes;
           writer.bytes(bytes);
-          doneBytes += bytes.length;
-          onBytes(bytes.length, doneBytes);
+          doneBytes += length;
+          onBytes(length, doneBytes);
         });
         handedOver.catch((error: unknown) => writer.fail(error));
       }

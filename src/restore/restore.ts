@@ -37,6 +37,8 @@ export interface RestoreRequest {
   /** Requests at a time. */
   readonly parallelism: number;
   readonly integrityCheck: IntegrityCheck;
+  /** The least time between two notes of how far it is. */
+  readonly noteMs?: number;
   /** Takes what a person should know. */
   readonly say: (line: string) => void;
   /** Called often: bytes fetched, of how many. */
@@ -54,7 +56,7 @@ export interface Restored {
   readonly verified: boolean;
 }
 
-/** How often is noted how far it is: a note needs an fsync of what was written. */
+/** How often is noted how far it is, unless the request says: a note needs an fsync of what was written. */
 const NOTE_MS = 3_000;
 /** A bucket whose files vanish while they are fetched is listed again so often. */
 const MAX_LISTINGS = 5;
@@ -126,6 +128,12 @@ async function restoreInto(
         files = undefined;
         continue;
       }
+      if (begun) {
+        // Perhaps it is only what was there that does not fit.
+        state.save(undefined);
+        say(`${reason.message}. Beginning anew`);
+        continue;
+      }
       // Of a damaged file some pages may have been written that no other file brings again.
       state.save(undefined);
       say(`${from.url}/${key} cannot be used: ${reason.message}. Looking for another way to the same moment`);
@@ -140,6 +148,8 @@ interface Begun {
   /** Keys of the files that are applied. */
   readonly done: readonly string[];
   readonly rest: readonly BackupFile[];
+  /** From which of them on the file is a whole state again: the earlier call may have written pages of all before. */
+  readonly wholeFrom: number;
   readonly state: WrittenState;
 }
 
@@ -170,7 +180,13 @@ function goOn(
   const fd = openSync(temporary, 'r+');
   try {
     ftruncateSync(fd, pages * pageSize);
-    return { done, rest: [...same, ...beyond], state: DatabaseWriter.measure(fd, pageSize, pages) };
+    const wholeFrom = Math.max(0, same.length - 1);
+    return {
+      done,
+      rest: [...same, ...beyond],
+      wholeFrom,
+      state: DatabaseWriter.measure(fd, pageSize, pages),
+    };
   } finally {
     closeSync(fd);
   }
@@ -291,7 +307,7 @@ async function applyPath(
   const doneBefore = begun?.done ?? [];
   const applied: AppliedLtx[] = [];
   const file = await open(temporary, 'r+');
-  const notes = new Notes(file, (count) => {
+  const notes = new Notes(file, request.noteMs ?? NOTE_MS, (count) => {
     const { pageSize, pages } = applied[count - 1]!.state;
     state.save({
       source: sourceOf(request),
@@ -313,7 +329,10 @@ async function applyPath(
     },
   });
   try {
-    const objects = path.map((one) => ({ ...one, of: { type: 'ltx' } as const }));
+    const objects = path.map((one, at) => ({
+      ...one,
+      of: { type: 'ltx', isWhole: at >= (begun?.wholeFrom ?? 0) } as const,
+    }));
     await handOver({ from, objects, writer, appliedCount: () => applied.length }, (bytes, done) => {
       notes.wrote(bytes);
       onProgress?.(done, totalBytes);
@@ -342,6 +361,7 @@ async function applyPath(
 /** Makes durable what was written while more is, so that the last fsync is short, and notes now and then how far it is. */
 class Notes {
   readonly #file: FileHandle;
+  readonly #intervalMs: number;
   readonly #save: (applied: number) => void;
   #running: Promise<void> | undefined;
   #unsyncedBytes = 0;
@@ -349,8 +369,9 @@ class Notes {
   #noted = 0;
   #notedMs = Date.now();
 
-  constructor(file: FileHandle, save: (applied: number) => void) {
+  constructor(file: FileHandle, intervalMs: number, save: (applied: number) => void) {
     this.#file = file;
+    this.#intervalMs = intervalMs;
     this.#save = save;
   }
 
@@ -361,7 +382,7 @@ class Notes {
 
   applied(count: number): void {
     this.#applied = count;
-    if (Date.now() - this.#notedMs >= NOTE_MS) this.#sync();
+    if (Date.now() - this.#notedMs >= this.#intervalMs) this.#sync();
   }
 
   #sync(): void {

@@ -23,7 +23,11 @@ export interface WriterSetup {
 
 /** What a file is: LTX, or of Litestream 0.3 a whole database or a piece of a WAL, from `offset` on. */
 export type FileKind =
-  | { readonly type: 'ltx' }
+  | {
+      readonly type: 'ltx';
+      /** Whether the database is whole after it; not while pages of later files are there, left by an interrupted call. */
+      readonly isWhole: boolean;
+    }
   | { readonly type: 'database' }
   | { readonly type: 'wal'; readonly offset: number };
 
@@ -93,7 +97,7 @@ function run(fd: number): void {
   for (let order = receive(); order.kind !== 'end'; order = receive()) {
     if (order.kind !== 'file') continue;
     const { of, sizeBytes } = order;
-    if (of.type === 'ltx') answer({ kind: 'applied', ltx: applyLtx(writer, sizeBytes) });
+    if (of.type === 'ltx') answer({ kind: 'applied', ltx: applyLtx(writer, sizeBytes, of.isWhole) });
     else {
       generation.apply(of, LtxInput.ofReader(sizeBytes, readPiece, LZ4_WINDOW_BYTES));
       answer({ kind: 'applied', ltx: undefined });
@@ -104,8 +108,8 @@ function run(fd: number): void {
   answer({ kind: 'done' });
 }
 
-function applyLtx(writer: DatabaseWriter, sizeBytes: number): AppliedLtx {
-  const header = writer.apply(LtxDecoder.fromReader(sizeBytes, readPiece));
+function applyLtx(writer: DatabaseWriter, sizeBytes: number, isWhole: boolean): AppliedLtx {
+  const header = writer.apply(LtxDecoder.fromReader(sizeBytes, readPiece), isWhole);
   const stamp = stampOf(header);
   const { timestampMs } = header;
   const moment = { timestampMs, clusterTxid: stamp?.txid, verified: stamp !== undefined };
