@@ -33,8 +33,22 @@ export async function sourcesOf(word: string, config: () => LoadedConfig): Promi
 }
 
 /** All destinations of the configuration. Throws ERR_CONFIG_INVALID when it has none. */
-export function configured<T>(backups: readonly T[]): readonly T[] {
+function configured<T>(backups: readonly T[]): readonly T[] {
   if (backups.length === 0)
     throw new KiteError('ERR_CONFIG_INVALID', 'the configuration has no backups: name one, or give a URL');
   return backups;
+}
+
+/** As sourcesOf; without a word, all of every destination of the configuration. */
+export async function placesOf(
+  word: string | undefined,
+  config: () => LoadedConfig,
+): Promise<BackupSource[]> {
+  if (word !== undefined) return await sourcesOf(word, config);
+  return await Promise.all(
+    configured(config().config.backups).map(async ({ destination }) => ({
+      from: await openDestination(destination),
+      folder: '',
+    })),
+  );
 }

@@ -1,4 +1,3 @@
-import { openDestination } from '../backup/open.js';
 import type { LoadedConfig } from '../config/load.js';
 import { KiteError } from '../errors.js';
 import { formatTxid } from '../ltx/position.js';
@@ -10,7 +9,7 @@ import {
   type OldSummary,
   type RestorePoint,
 } from '../restore/inventory.js';
-import { type BackupSource, configured, sourcesOf } from './backup-source.js';
+import { placesOf } from './backup-source.js';
 import { print } from './output.js';
 import { sizeText } from './progress.js';
 
@@ -38,16 +37,6 @@ export async function listBackups(
   } finally {
     for (const { from } of sources) from.close();
   }
-}
-
-async function placesOf(word: string | undefined, config: () => LoadedConfig): Promise<BackupSource[]> {
-  if (word !== undefined) return await sourcesOf(word, config);
-  return await Promise.all(
-    configured(config().config.backups).map(async ({ destination }) => ({
-      from: await openDestination(destination),
-      folder: '',
-    })),
-  );
 }
 
 function asJson({ database, inventory }: { database: string | undefined; inventory: Inventory }): object {

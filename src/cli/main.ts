@@ -3,6 +3,7 @@ import { Command, CommanderError } from 'commander';
 import { toKiteError } from '../errors.js';
 import { VERSION } from '../util/version.js';
 import { addConfigOptions, configOf, normaliseArguments } from './arguments.js';
+import type { DrillFlags } from './drill.js';
 import type { RestoreFlags } from './restore.js';
 
 /**
@@ -119,6 +120,23 @@ function program(): Command {
       const { sync } = await import('./sync.js');
       await sync(options.url, name, { wait: options.wait ?? false, timeout: options.timeout });
     });
+
+  addConfigOptions(
+    kitefs
+      .command('drill')
+      .description(
+        'restore backups into scratch space with every check, and report as JSON; fails when anything was wrong',
+      )
+      .argument(
+        '[url|db]',
+        'a URL as for restore, of one database or of all, or a database of the configuration',
+      )
+      .option('--dir <dir>', 'where the scratch space is, instead of the system’s folder for temporary files')
+      .option('--report <file>', 'write the report to this file'),
+  ).action(async (word: string | undefined, flags: DrillFlags, command: Command) => {
+    const { drill } = await import('./drill.js');
+    process.exitCode = await drill(word, flags, () => configOf(command));
+  });
 
   kitefs
     .command('promote')

@@ -36,7 +36,7 @@ beforeAll(async () => {
     );
     const answer = await fetch(`http://127.0.0.1:${node.httpPort}/sync?wait=20000`, { method: 'POST' });
     expect(answer.status).toBe(200);
-    const position = (await node.database('app.db'))!.position!;
+    const position = (await node.database('app.db'))!.position;
     steps.push({ txid: position.slice(0, 16), sum: await node.sql('app.db', SUM) });
   }
   await node.stop();
@@ -67,6 +67,32 @@ it('restores a TXID of the cluster, and lists both numberings', async () => {
   const listed = await runCli(['backups', '-config', config]);
   expect(listed.stdout).toContain(`-cluster-txid ${steps.at(-1)!.txid}`);
   expect(listed.stdout).toContain(`file://${second}/app.db`);
+});
+
+it('drills every database at every destination, and fails when one has a flipped byte', async () => {
+  const good = await runCli(['drill', '-config', config]);
+  expect(good.code, good.stderr).toBe(0);
+  const report = JSON.parse(good.stdout) as { ok: boolean; restores: { url: string; moment: string }[] };
+  expect(report.ok).toBe(true);
+  expect(report.restores.map(({ url, moment }) => `${moment} ${url}`)).toEqual(
+    [first, second].flatMap((path) => [`latest file://${path}/app.db`, `random file://${path}/app.db`]),
+  );
+  const level0 = join(first, 'app.db/ltx/0');
+  const newest = join(level0, readdirSync(level0).toSorted().at(-1)!);
+  const whole = readFileSync(newest);
+  // Wherever it is on the path or not: what is only there is gone.
+  rmSync(join(first, 'app.db/ltx/1'), { recursive: true, force: true });
+  const bytes = Buffer.from(whole);
+  bytes[bytes.length - 30]! ^= 4;
+  writeFileSync(newest, bytes);
+  const saved = join(dir, 'report.json');
+  const bad = await runCli(['drill', '-config', config, '-report', saved]);
+  expect(bad.code).toBe(1);
+  const { restores } = JSON.parse(readFileSync(saved, 'utf8')) as {
+    restores: { url: string; ok: boolean }[];
+  };
+  expect(restores.find(({ ok }) => !ok)?.url).toBe(`file://${first}/app.db`);
+  writeFileSync(newest, whole);
 });
 
 it('takes the next destination when one has lost something, and says so', async () => {
