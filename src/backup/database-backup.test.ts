@@ -12,7 +12,7 @@ import { Log } from '../store/log.js';
 import { DatabaseBackup, RecentObjects, type BackupSource } from './database-backup.js';
 import { readObject, type Destination } from './destination.js';
 import { DirectoryDestination } from './directory.js';
-import { changeHead } from './head.js';
+import { changeHead, formatHead, HEAD_KEY, readHead } from './head.js';
 import { databaseFolder, listLevel, SNAPSHOT_LEVEL, type BackupFile } from './layout.js';
 import type { LevelSettings } from './levels.js';
 import { stampOf } from './stamp.js';
@@ -330,6 +330,36 @@ test('A lost object of the chain is mended by a snapshot', async () => {
   const again = await node.backup(destination);
   await again.maintain(clockMs);
   expect((await restore(destination)).pages).toEqual([6]);
+});
+
+test('A dropped database goes when the retention has passed, and only if it was not made again', async () => {
+  const destination = new DirectoryDestination(fresh());
+  const node = new Model(1n);
+  const backup = await node.backup(destination);
+  node.commit([1, 2]);
+  await shipAll(backup);
+  node.commit([]);
+  await shipAll(backup);
+  expect((await restore(destination)).pages).toEqual([1, 2]);
+  const after = Date.now() + 10 * SETTINGS.retentionMs;
+  // The head says that it was dropped; a start finds that it was made again.
+  const dropped = await readHead(destination);
+  node.commit([3]);
+  await shipAll(backup);
+  await destination.compareAndSet(HEAD_KEY, (await destination.read(HEAD_KEY)).version, formatHead(dropped!));
+  const again = await node.backup(destination);
+  await shipAll(again);
+  await again.maintain(after);
+  expect((await restore(destination)).pages).toEqual([3]);
+  expect((await readHead(destination))?.databases[NAME]?.droppedMs).toBeUndefined();
+  node.commit([]);
+  await shipAll(again);
+  await again.maintain(after);
+  expect((await levelsOf(destination)).flat()).toEqual([]);
+  node.commit([4]);
+  await shipAll(again);
+  await again.maintain(clockMs);
+  expect((await restore(destination)).pages).toEqual([4]);
 });
 
 /** Something that happens to the two nodes and the bucket. */

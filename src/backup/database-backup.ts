@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { KiteError } from '../errors.js';
-import { HEADER_BYTES, parseHeader } from '../ltx/format.js';
+import { CHECKSUM_FLAG, HEADER_BYTES, parseHeader } from '../ltx/format.js';
 import { formatTxid, ltxFileName, NO_POSITION, type Position, type TxidRange } from '../ltx/position.js';
 import { isErrno } from '../util/files.js';
 import { readObject, type Destination, type ObjectBody } from './destination.js';
@@ -140,6 +140,8 @@ export class DatabaseBackup {
   #isOpen = false;
   #snapshotWanted = false;
   #droppedMs: number | undefined;
+  /** This node has seen its deletion, or knows of no such database: not merely that the head says so. */
+  #isGone = false;
 
   constructor(options: DatabaseBackupOptions) {
     this.name = options.name;
@@ -165,6 +167,7 @@ export class DatabaseBackup {
   async open(head: Head): Promise<void> {
     const { destination, writer, source, settings } = this.#o;
     this.#isOpen = false;
+    this.#isGone = false;
     this.#levels.clear();
     this.#shipped = [];
     for (const level of [SNAPSHOT_LEVEL, ...settings.levelIntervalsMs.map((_, i) => i + 1), 0]) {
@@ -248,7 +251,11 @@ export class DatabaseBackup {
       this.#at = undefined;
       return true;
     }
-    if (group.sources.length === 0 || !group.end) return false;
+    if (group.sources.length === 0 || !group.end) {
+      // Killed between the first object after a drop and its note in the head.
+      if (this.#at.checksum !== CHECKSUM_FLAG) await this.#revive();
+      return false;
+    }
     const k = this.#last + 1n;
     const stamp = { ...group.end, epoch: writer.epoch };
     const merged = await merge(
@@ -347,7 +354,10 @@ export class DatabaseBackup {
   async #shipAll(): Promise<boolean> {
     const { source, destination, tmpDir } = this.#o;
     const copy = await source.copy(this.name);
-    if (!copy) return false;
+    if (!copy) {
+      this.#isGone = true;
+      return false;
+    }
     if ('dropped' in copy) {
       await this.#drop(copy.dropped);
       return true;
@@ -387,10 +397,12 @@ export class DatabaseBackup {
       this.#droppedMs = droppedMs;
     }
     this.#at = at;
+    this.#isGone = true;
   }
 
   /** Something was shipped after a drop: there is a database again. */
   async #revive(): Promise<void> {
+    this.#isGone = false;
     if (this.#droppedMs === undefined) return;
     const level0 = this.#last;
     await changeHead(this.#o.destination, this.#o.writer, (all) => ({
@@ -584,8 +596,12 @@ export class DatabaseBackup {
 
   #isPastRetention(nowMs: number): boolean {
     const { retentionMs, retentionEnabled } = this.#o.settings;
-    const isPast = retentionEnabled && this.#droppedMs !== undefined && nowMs - this.#droppedMs > retentionMs;
-    return isPast && [...this.#levels.values()].some((files) => files.length > 0);
+    const floorMs = nowMs - retentionMs;
+    if (!retentionEnabled || !this.#isGone || this.#droppedMs === undefined || this.#droppedMs >= floorMs)
+      return false;
+    const files = [...this.#levels.values()].flat();
+    // All of it goes, so nothing may contradict it: an object that is younger was made after the drop.
+    return files.length > 0 && files.every(({ modifiedMs }) => modifiedMs < floorMs);
   }
 
   /** Dropped, and nobody can go back to it any more. The head keeps the last name, so that names are never used twice. */

@@ -32,6 +32,8 @@ export interface RunnerOptions {
 /** A database in the hands of a runner. */
 interface Lane {
   readonly backup: DatabaseBackup;
+  /** The head as it is: that of the turn's beginning for the first time, read anew after that. */
+  readonly head: () => Promise<Head>;
   /** There is something to ship, as far as is known. */
   dirty: boolean;
   wake: () => void;
@@ -48,7 +50,8 @@ export class DestinationRunner {
   /** Aborted when this node is not the primary of this epoch any more. */
   #turn: AbortController | undefined;
   #lanes = new Map<string, Lane>();
-  #hurry = new AbortController();
+  /** What ends each pause, and whether it may end early. */
+  readonly #pauses = new Map<() => void, boolean>();
   #running: Promise<void> = Promise.resolve();
 
   constructor(options: RunnerOptions) {
@@ -66,6 +69,7 @@ export class DestinationRunner {
   stop(): void {
     this.#turn?.abort();
     this.#turn = undefined;
+    for (const end of this.#pauses.keys()) end();
   }
 
   /** The log of a database has grown, or begun. */
@@ -82,8 +86,7 @@ export class DestinationRunner {
 
   /** Nothing waits for an interval or for the end of a pause. */
   hurry(): void {
-    this.#hurry.abort();
-    this.#hurry = new AbortController();
+    for (const [end, mayHurry] of this.#pauses) if (mayHurry) end();
   }
 
   readonly #newNames = new Set<string>();
@@ -98,8 +101,10 @@ export class DestinationRunner {
     const recent = new RecentObjects();
     let ended: (() => void) | undefined;
     const fail = (error: KiteError): void => {
+      // Of a turn that is over: the next one may have begun, and is not to be ended by it.
+      if (signal.aborted) return;
       this.#o.onTrouble(undefined, error);
-      this.#turn?.abort();
+      this.stop();
     };
     try {
       const head = await this.#retrying(signal, undefined, () => changeHead(destination, writer));
@@ -108,11 +113,9 @@ export class DestinationRunner {
       this.#addLane = (name) => {
         this.#newNames.delete(name);
         if (this.#lanes.has(name)) return;
-        const lane = this.#lane(name, destination, writer, recent);
+        const lane = this.#lane(name, destination, writer, recent, head);
         this.#lanes.set(name, lane);
-        lanes.push(
-          this.#serve(lane, head, slots, signal).catch((error: unknown) => fail(toKiteError(error))),
-        );
+        lanes.push(this.#serve(lane, slots, signal).catch((error: unknown) => fail(toKiteError(error))));
       };
       for (const name of new Set([...names, ...this.#newNames, ...dropped(head)])) this.#addLane(name);
       const timer = this.#maintaining(signal);
@@ -124,7 +127,7 @@ export class DestinationRunner {
       for (const { wake } of this.#lanes.values()) wake();
       await Promise.all([...lanes, timer]);
     } catch (error) {
-      this.#o.onTrouble(undefined, toKiteError(error));
+      fail(toKiteError(error));
     } finally {
       ended?.();
       this.#addLane = undefined;
@@ -137,7 +140,7 @@ export class DestinationRunner {
     return await this.#retrying(signal, undefined, () => openDestination(this.#o.settings.destination));
   }
 
-  #lane(name: string, destination: Destination, writer: Writer, recent: RecentObjects): Lane {
+  #lane(name: string, destination: Destination, writer: Writer, recent: RecentObjects, head: Head): Lane {
     const { settings, source, tmpDir, dataDir } = this.#o;
     const backup = new DatabaseBackup({
       name,
@@ -155,15 +158,26 @@ export class DestinationRunner {
       onEvent: (event) => this.#o.onEvent(name, event),
       onPut: (sizeBytes) => this.#o.onPut(name, sizeBytes),
     });
-    return { backup, dirty: true, wake: () => undefined, maintainAfterMs: 0 };
+    let first: Head | undefined = head;
+    return {
+      backup,
+      head: async () => {
+        const taken = first ?? (await changeHead(destination, writer));
+        first = undefined;
+        return taken;
+      },
+      dirty: true,
+      wake: () => undefined,
+      maintainAfterMs: 0,
+    };
   }
 
-  async #serve(lane: Lane, head: Head, slots: Slots, signal: AbortSignal): Promise<void> {
+  async #serve(lane: Lane, slots: Slots, signal: AbortSignal): Promise<void> {
     const { backup } = lane;
     const { syncIntervalMs } = this.#o.settings;
     while (!signal.aborted) {
       const begunMs = monotonicMs();
-      await this.#retrying(signal, backup.name, () => this.#shipAll(lane, head, slots, signal));
+      await this.#retrying(signal, backup.name, () => this.#shipAll(lane, slots, signal));
       while (!lane.dirty && !signal.aborted) {
         await new Promise<void>((resolve) => {
           lane.wake = resolve;
@@ -173,11 +187,11 @@ export class DestinationRunner {
     }
   }
 
-  async #shipAll(lane: Lane, head: Head, slots: Slots, signal: AbortSignal): Promise<void> {
+  async #shipAll(lane: Lane, slots: Slots, signal: AbortSignal): Promise<void> {
     const { backup } = lane;
     lane.dirty = false;
     try {
-      if (!backup.isOpen) await slots.run(() => backup.open(head));
+      if (!backup.isOpen) await slots.run(async () => backup.open(await lane.head()));
       for (let isMore = true; isMore && !signal.aborted;) {
         while (monotonicMs() >= this.#o.leaseUntilMs() && !signal.aborted) await sleep(LEASE_POLL_MS);
         if (signal.aborted) return;
@@ -201,9 +215,10 @@ export class DestinationRunner {
           await lane.backup.maintain(Date.now());
         } catch (thrown) {
           const error = toKiteError(thrown);
+          if (signal.aborted) return;
           if (isFinal(error.code)) {
             this.#o.onTrouble(undefined, error);
-            this.#turn?.abort();
+            this.stop();
             return;
           }
           lane.maintainAfterMs = monotonicMs() + LONGEST_RETRY_MS;
@@ -244,8 +259,15 @@ export class DestinationRunner {
 
   async #pause(ms: number, signal: AbortSignal, mayHurry = true): Promise<void> {
     if (ms <= 0 || signal.aborted) return;
-    const either = mayHurry ? AbortSignal.any([signal, this.#hurry.signal]) : signal;
-    await sleep(ms, undefined, { signal: either }).catch(() => undefined);
+    await new Promise<void>((resolve) => {
+      const end = (): void => {
+        clearTimeout(timer);
+        this.#pauses.delete(end);
+        resolve();
+      };
+      const timer = setTimeout(end, ms);
+      this.#pauses.set(end, mayHurry);
+    });
   }
 }
 
