@@ -83,7 +83,7 @@ describe('shipping', () => {
     });
     const node = cluster.node(1);
     await node.sql('app.db', 'PRAGMA journal_mode=wal');
-    for (let round = 0; round < 8; round += 1) {
+    for (let round = 0; round < 6; round += 1) {
       await fill(node, 20);
       await sync(node);
       await new Promise((resolve) => setTimeout(resolve, 500));
@@ -110,7 +110,7 @@ describe('shipping', () => {
     await fill(node, 1);
     await sync(node);
     const load = (async () => {
-      for (let round = 0; round < 12; round += 1) await fill(node, 40);
+      for (let round = 0; round < 8; round += 1) await fill(node, 40);
     })();
     for (let kills = 0; kills < 4; kills += 1) {
       await new Promise((resolve) => setTimeout(resolve, 150 * kills));
