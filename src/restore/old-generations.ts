@@ -3,23 +3,27 @@ import type { BackupFile } from '../backup/layout.js';
 import { KiteError } from '../errors.js';
 import { planGenerations, type Generations } from './generations.js';
 import { BadFile, handOver, PART_BYTES, SPARE_PARTS } from './hand-over.js';
-import type { Restored, RestoreRequest } from './restore.js';
+import type { Restored, RestoreRequest, Wanted } from './restore.js';
 import type { FileKind } from './writer-thread.js';
 import { Writer } from './writer.js';
 
 /**
- * Whether the state that is wanted is one of Litestream 0.3's: when there are no newer objects, or none that old. As Litestream 0.5 does.
+ * Whether the state that is wanted is one of Litestream 0.3's: when there are no newer objects, or none that old. As Litestream 0.5 does. A
+ * TXID is one of the newer objects, where there are any.
  */
 export function prefersGenerations(
   { snapshots, pieces }: Generations,
   files: readonly BackupFile[],
-  untilMs: number | undefined,
+  wanted: Wanted,
 ): boolean {
-  if (snapshots.length === 0) return false;
+  const isTxid = wanted.kind === 'txid' || wanted.kind === 'cluster-txid';
+  if (snapshots.length === 0 || (isTxid && files.length > 0)) return false;
   const newest = (objects: readonly { modifiedMs: number }[]): number =>
     Math.max(-Infinity, ...objects.map(({ modifiedMs }) => modifiedMs));
   const oldest = Math.min(Infinity, ...files.map(({ modifiedMs }) => modifiedMs));
-  return untilMs === undefined ? newest([...snapshots, ...pieces]) > newest(files) : untilMs < oldest;
+  return wanted.kind === 'time'
+    ? wanted.timestampMs < oldest
+    : newest([...snapshots, ...pieces]) > newest(files);
 }
 
 /** Restores from a generation into the temporary file. Throws as `restore`. */

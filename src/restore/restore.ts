@@ -106,8 +106,7 @@ async function restoreInto(
       listings += 1;
       files = (await listFiles(from, folder)).filter(({ key }) => !bad.has(key));
       const generations = await listGenerations(request);
-      const untilMs = request.wanted.kind === 'time' ? request.wanted.timestampMs : undefined;
-      if (prefersGenerations(generations, files, untilMs))
+      if (prefersGenerations(generations, files, request.wanted))
         return await restoreGeneration(request, generations, temporary);
     }
     target ??= await targetOf(request, files);

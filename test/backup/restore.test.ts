@@ -137,12 +137,11 @@ describe("kitefs restore of Litestream's files", () => {
 
   it('says what can be restored where nothing leads to the moment, and restores that', async () => {
     const newest = levelFiles(0).at(-1)!;
-    for (const harm of ['flip', 'cut', 'hole'] as const) {
+    for (const harm of ['cut', 'hole'] as const) {
       const copy = copyOfBucket();
       const file = join(copy, 'ltx/0', newest);
       rmSync(join(copy, 'ltx/1'), { recursive: true, force: true });
-      if (harm === 'flip') flip(file, 200);
-      else if (harm === 'cut') writeFileSync(file, readFileSync(file).subarray(0, 150));
+      if (harm === 'cut') writeFileSync(file, readFileSync(file).subarray(0, 150));
       else rmSync(join(copy, 'ltx/0', levelFiles(0).at(-2)!));
       const { path, run } = await restored(`file://${copy}`);
       expect(run.code).toBe(1);
@@ -196,7 +195,6 @@ describe("kitefs restore of Litestream's files", () => {
 
   it('says what a wrong call needs', async () => {
     for (const [flags, text] of [
-      [['-timestamp', 'yesterday', url], '"2h ago"'],
       [['-timestamp', '2h ago', '-txid', '1', url], 'give one of'],
       [['sftp://host/path'], 'sftp comes with a later version'],
     ] as const) {
