@@ -581,6 +581,9 @@ export class DatabaseBackup {
   async #remove(files: readonly BackupFile[]): Promise<void> {
     if (files.length === 0) return;
     this.#o.check();
+    // A name that is free again can be made again: a successor that has listed the bucket before these were there would. It has
+    // taken the head before it listed; so whoever still finds its own epoch there removes only what every successor has seen.
+    await changeHead(this.#o.destination, this.#o.writer);
     await this.#o.destination.remove(files.map(({ key }) => key));
     for (const [level, there] of this.#levels) {
       this.#levels.set(
