@@ -58,6 +58,41 @@ export const ERRORS = {
   }),
   ERR_APPLIER_RESTARTED: row('Nothing: the call is made again.', { retry: true, http: 503, grpc: 14 }),
 
+  ERR_BACKUP_BEHIND: row('Try again, or look at `kitefs status` for what holds the backups up.', {
+    retry: true,
+    http: 504,
+    grpc: 4,
+  }),
+  ERR_BACKUP_DENIED: row(
+    'Check the credentials, and that they may list, read, write and delete below the path (docs/backup.md).',
+    { http: 502, grpc: 7 },
+  ),
+  ERR_BACKUP_FENCED: row('Nothing: the primary of the higher epoch writes the backups.', {
+    http: 409,
+    grpc: 9,
+  }),
+  ERR_BACKUP_FULL: row('Free space at the destination of the backups.', { retry: true, http: 507, grpc: 8 }),
+  ERR_BACKUP_MISSING: row('Check the name; `kitefs backups` lists what there is.', { http: 404, grpc: 5 }),
+  ERR_BACKUP_NO_BUCKET: row('Make the bucket or the folder, or correct its name.', { http: 502, grpc: 5 }),
+  ERR_BACKUP_OTHER_CLUSTER: row('Give this cluster a path of its own, or remove what is there.', {
+    http: 409,
+    grpc: 9,
+  }),
+  ERR_BACKUP_OTHER_WRITER: row(
+    'End the other program (Litestream?) that writes to this path, or give KiteFS a path of its own.',
+    { retry: true, http: 409, grpc: 9 },
+  ),
+  ERR_BACKUP_UNREACHABLE: row('Nothing: it is tried again; check the endpoint if it stays.', {
+    retry: true,
+    http: 503,
+    grpc: 14,
+  }),
+  ERR_BACKUP_URL: row('Give s3://BUCKET/PATH or file:///PATH (docs/backup.md).', {
+    exit: 2,
+    http: 400,
+    grpc: 3,
+  }),
+
   ERR_CAPTURE_COPY: row('Try again when the database is written to less.', {
     retry: true,
     http: 503,
@@ -233,6 +268,24 @@ export const ERRORS = {
     grpc: 14,
   }),
   ERR_REPLICATION_VERSION: row('Run the same version of KiteFS on all nodes.', { http: 426, grpc: 12 }),
+
+  ERR_RESTORE_BUSY: row('Wait for the other restore, or end it.', { http: 409, grpc: 9 }),
+  ERR_RESTORE_CHECK: row('Restore an earlier moment (`kitefs backups` lists what there is).', { grpc: 15 }),
+  ERR_RESTORE_DAMAGED: row(
+    'Restore the moment named instead, or from another destination; `kitefs backups` lists what there is.',
+    { grpc: 15 },
+  ),
+  ERR_RESTORE_EXISTS: row('Give -o another path, or move that file away.', { http: 409, grpc: 6 }),
+  ERR_RESTORE_FILE: row('Check the folder of the output file and its permissions.'),
+  ERR_RESTORE_FULL: row(
+    'Free space on that disk and give the same command again: it goes on after the last whole file. Or give -o a path on another disk.',
+    { http: 507, grpc: 8 },
+  ),
+  ERR_RESTORE_MOMENT: row('Take one of those that `kitefs backups` lists.', { http: 404, grpc: 5 }),
+  ERR_RESTORE_NOTHING: row('Check the URL or name; `kitefs backups URL` lists what is there.', {
+    http: 404,
+    grpc: 5,
+  }),
 
   ERR_STORE_DAMAGED: row('Restore this file of the data directory, or start with an empty data.dir.'),
   ERR_STORE_DIRECTORY: row('Give data.dir a folder that this user may write to.', { exit: 2 }),

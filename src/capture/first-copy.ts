@@ -38,7 +38,7 @@ export interface CopyBase {
  * Copies a database that goes on being written (trap 8: only pages that match the committed checksums count)
  * and returns it as one LTX at a position of the log: a snapshot, or, given a `base`, the pages that differ from it, to
  * be applied to it (its pre-apply checksum is that of the base). `log` is the main thread's, told of each new
- * file. Needs room for two copies (of what is sent) in `tmpDir` for a while, one until it is sent. Rejects with
+ * file; whoever does not take its chunks removes the file at `path`. Needs room for two copies (of what is sent) in `tmpDir` for a while, one until it is sent. Rejects with
  * ERR_CAPTURE_COPY when the database was dropped, its pages did not come to rest, or no difference to the base can be one
  * (another page size; no transaction after the first).
  */
@@ -48,7 +48,7 @@ export async function buildSnapshot(
   log: Log,
   tmpDir: string,
   base?: CopyBase,
-): Promise<SnapshotSource> {
+): Promise<SnapshotSource & { readonly path: string }> {
   const id = `${process.pid}-${++copies}`;
   const imagePath = join(tmpDir, `copy-${id}.image`);
   const ltxPath = join(tmpDir, `copy-${id}.ltx`);
@@ -60,7 +60,7 @@ export async function buildSnapshot(
   try {
     const end = await copyImage(capture, name, log, image, start);
     const file = await encodeImage(image, end, ltxPath, base && headerAfter(name, base, end));
-    return { file, chunks: () => sendAndRemove(ltxPath) };
+    return { file, path: ltxPath, chunks: () => sendAndRemove(ltxPath) };
   } catch (error) {
     await rm(ltxPath, { force: true });
     throw error;

@@ -3,6 +3,8 @@ import { Command, CommanderError } from 'commander';
 import { toKiteError } from '../errors.js';
 import { VERSION } from '../util/version.js';
 import { addConfigOptions, configOf, normaliseArguments } from './arguments.js';
+import type { DrillFlags } from './drill.js';
+import type { RestoreFlags } from './restore.js';
 
 /**
  * The command line. Each command's code is loaded when it is asked for. Exit codes: 0 done, 1 failed,
@@ -74,6 +76,67 @@ function program(): Command {
       const { exportFile } = await import('./transfer.js');
       await exportFile(url, name, path);
     });
+
+  addConfigOptions(
+    kitefs
+      .command('restore')
+      .description('restore a database from a backup of KiteFS or Litestream (0.5, 0.3) to a new file')
+      .argument('<url|db>', 's3://BUCKET/PATH[?endpoint=…], file:///PATH, or a database of the configuration')
+      .option('-o <file>', 'where to; it must not exist')
+      .option('--timestamp <moment>', 'as it was then: 2026-11-20T15:04:05Z, or "2h ago"')
+      .option('--txid <hex>', 'as of this TXID of the bucket, as `kitefs backups` lists it')
+      .option('--cluster-txid <hex>', 'as of this TXID of the cluster, as `kitefs status` shows it')
+      .option('--parallelism <count>', 'requests at a time', '8')
+      .option('--if-db-not-exists', 'do nothing, with success, when the file is there')
+      .option('--if-replica-exists', 'do nothing, with success, when there is no backup')
+      .option('--integrity-check <kind>', 'let SQLite check the result: none, quick or full', 'none'),
+  ).action(async (word: string, flags: RestoreFlags, command: Command) => {
+    const { runRestore } = await import('./restore.js');
+    await runRestore(word, flags, () => configOf(command));
+  });
+
+  addConfigOptions(
+    kitefs
+      .command('backups')
+      .description('list what backups there are and which moments can be restored')
+      .argument(
+        '[url|db]',
+        'a URL as for restore, of one database or of all, or a database of the configuration',
+      )
+      .option('--json', 'as JSON'),
+  ).action(async (word: string | undefined, { json }: { json?: boolean }, command: Command) => {
+    const { listBackups } = await import('./backups.js');
+    await listBackups(word, json ?? false, () => configOf(command));
+  });
+
+  kitefs
+    .command('sync')
+    .description('have the primary ship its backups now')
+    .argument('[db]', 'one database, as its path in the mount, instead of all')
+    .option(...URL_OPTION)
+    .option('--wait', 'return when all backups have what was committed before')
+    .option('--timeout <duration>', 'how long to wait', '30s')
+    .action(async (name: string | undefined, options: { url: string; wait?: boolean; timeout: string }) => {
+      const { sync } = await import('./sync.js');
+      await sync(options.url, name, { wait: options.wait ?? false, timeout: options.timeout });
+    });
+
+  addConfigOptions(
+    kitefs
+      .command('drill')
+      .description(
+        'restore backups into scratch space with every check, and report as JSON; fails when anything was wrong',
+      )
+      .argument(
+        '[url|db]',
+        'a URL as for restore, of one database or of all, or a database of the configuration',
+      )
+      .option('--dir <dir>', 'where the scratch space is, instead of the system’s folder for temporary files')
+      .option('--report <file>', 'write the report to this file'),
+  ).action(async (word: string | undefined, flags: DrillFlags, command: Command) => {
+    const { drill } = await import('./drill.js');
+    process.exitCode = await drill(word, flags, () => configOf(command));
+  });
 
   kitefs
     .command('promote')

@@ -42,6 +42,25 @@ export function formatStatus(status: NodeStatus): string {
       ]),
     );
   }
+  const { backups } = status;
+  if (backups.length > 0) {
+    sections.push(
+      table([
+        ['BACKUP', 'DATABASE', 'TXID', 'AGE', ''],
+        ...backups.flatMap(({ url, error = '', databases }) =>
+          databases.length === 0 || error
+            ? [[url, '', '', '', error]]
+            : databases.map((database) => [
+                url,
+                database.name,
+                database.txid,
+                formatDuration(database.lagMs),
+                database.error ?? '',
+              ]),
+        ),
+      ]),
+    );
+  }
   if (otherFiles.length > 0)
     sections.push(table([['ON THIS NODE ONLY'], ...otherFiles.map((name) => [name])]));
   if (events.length > 0) {

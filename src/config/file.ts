@@ -1,4 +1,15 @@
-import { isMap, isPair, isScalar, isSeq, LineCounter, parseDocument, type Node, type Pair } from 'yaml';
+import {
+  isAlias,
+  isMap,
+  isPair,
+  isScalar,
+  isSeq,
+  LineCounter,
+  parseDocument,
+  type Document,
+  type Node,
+  type Pair,
+} from 'yaml';
 import { expandEnvironment, type ExpandedText } from './expand.js';
 import { nearest } from './nearest.js';
 import { SETTINGS } from './schema.js';
@@ -60,11 +71,11 @@ export function readFileValues(
       });
     } else if (isSetting) {
       if (key === 'exec') checkExecKeys(value);
-      const raw = rawOf(value);
+      const raw = rawOf(value, document);
       if (raw !== undefined) values.set(key, { raw, where });
     } else if (isMap(value)) {
       visitMap(value, `${key}.`);
-    } else if (rawOf(value) !== undefined) {
+    } else if (rawOf(value, document) !== undefined) {
       problems.push({ where, text: `${key} holds other keys; expected an indented block` });
     }
   };
@@ -83,7 +94,7 @@ export function readFileValues(
   };
 
   if (isMap(document.contents)) visitMap(document.contents, '');
-  else if (rawOf(document.contents) !== undefined)
+  else if (rawOf(document.contents, document) !== undefined)
     problems.push({
       where: `${fileName}:1`,
       text: 'expected keys and values (YAML), such as fuse: { dir: /litefs }',
@@ -99,12 +110,16 @@ const suggestion = (key: string, known: readonly string[]): string => {
 };
 
 /** Scalars as they are written, so that `0644` and `10` mean what they look like; nothing for an empty one. */
-function rawOf(node: Node | null): unknown {
+function rawOf(node: Node | null, document: Document): unknown {
+  if (isAlias(node)) return rawOf(node.resolve(document) ?? null, document);
   if (isScalar(node)) return node.value === null ? undefined : node.source;
-  if (isSeq(node)) return node.items.map((item) => rawOf(item as Node));
+  if (isSeq(node)) return node.items.map((item) => rawOf(item as Node, document));
   if (isMap(node)) {
     return Object.fromEntries(
-      node.items.map(({ key, value }) => [String((key as { value?: unknown }).value), rawOf(value as Node)]),
+      node.items.map(({ key, value }) => [
+        String((key as { value?: unknown }).value),
+        rawOf(value as Node, document),
+      ]),
     );
   }
   return undefined;

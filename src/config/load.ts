@@ -71,7 +71,13 @@ export function loadConfig(options: LoadOptions = {}): LoadedConfig {
     const setting = SETTINGS.find(({ path }) => path.join('.') === issue.path.join('.'));
     if (!setting)
       throw new KiteError('ERR_INTERNAL', `no setting at ${issue.path.join('.')}: ${issue.message}`);
-    problems.push(badValue(setting, given.get(setting.key)));
+    const at = given.get(setting.key);
+    // A value that is a list of things says which of them it is.
+    problems.push(
+      issue.message === `expected ${setting.form}`
+        ? badValue(setting, at)
+        : { where: at?.where ?? setting.key, text: `${setting.key}: ${issue.message}` },
+    );
   }
   if (!parsed.success || problems.length > 0) throw invalid(problems);
 

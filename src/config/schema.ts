@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { BadValue, parseBackups } from './backups.js';
 import { LOG_LEVELS } from '../observability/log.js';
 import {
   parseAddress,
@@ -57,9 +58,15 @@ function kind<T>(form: string, parse: Parser<T>) {
     const type = z.unknown().transform((given, context): T | undefined => {
       const raw = given ?? options.default;
       if (raw === undefined) return undefined;
-      const value = parse(raw);
-      if (value === undefined) context.addIssue(`expected ${form}`);
-      return value;
+      try {
+        const value = parse(raw);
+        if (value === undefined) context.addIssue(`expected ${form}`);
+        return value;
+      } catch (error) {
+        if (!(error instanceof BadValue)) throw error;
+        context.addIssue(error.message);
+        return undefined;
+      }
     });
     return type.register(registry, {
       doc,
@@ -88,12 +95,13 @@ const databaseDurability = kind(
   'a list of {name, commit, acknowledge, timeout, on-timeout}',
   parseDatabaseDurability,
 );
+const backups = kind('a list of {type: s3 | file, bucket, path, …}, or URLs', parseBackups);
 const exec = kind('a command, or a list of {cmd, if-candidate}', parseExec);
 const oneOf = <const T extends string>(...words: readonly T[]) =>
   kind(`one of ${words.join(', ')}`, (raw) => words.find((word) => word === raw));
 
 const PROXY = 'the HTTP proxy comes with a later version';
-const BACKUP = 'LiteFS Cloud was shut down; backups to object storage come with a later version';
+const BACKUP = 'LiteFS Cloud was shut down; backups to object storage are configured by the list backups';
 const TRACING = 'KiteFS writes no trace log; see log.level';
 
 export const configSchema = z.strictObject({
@@ -318,6 +326,13 @@ export const configSchema = z.strictObject({
     authToken: text('Token of the service.', { noEffect: BACKUP, secret: true }),
     delay: text('Pause between uploads.', { noEffect: BACKUP }),
     fullSyncInterval: text('Pause between full comparisons.', { noEffect: BACKUP }),
+  }),
+  backups: backups(
+    'Where the primary ships every transaction to (docs/backup.md). As a flag: URLs, s3://bucket/path?endpoint=… or file:///path.',
+    { default: '', secret: true },
+  ),
+  shutdownSyncTimeoutMs: duration('How long the end of a node may wait until its backups have everything.', {
+    default: '30s',
   }),
   log: z.strictObject({
     format: oneOf('auto', 'text', 'json')('auto: text on a terminal, JSON otherwise.', { default: 'auto' }),

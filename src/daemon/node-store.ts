@@ -15,6 +15,7 @@ import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { markServed } from '../applier/boot-marker.js';
+import type { DatabaseCopy } from '../backup/database-backup.js';
 import type { Applier } from '../applier/applier.js';
 import type { AppliedDatabase } from '../applier/messages.js';
 import type { Capture } from '../capture/capture.js';
@@ -22,7 +23,14 @@ import { buildSnapshot } from '../capture/first-copy.js';
 import type { Logger } from '../observability/log.js';
 import type { CheckProgress } from '../store/background-check.js';
 import { KiteError, toKiteError } from '../errors.js';
-import { formatPosition, formatTxid, NO_POSITION, samePosition } from '../ltx/position.js';
+import {
+  formatPosition,
+  formatTxid,
+  NO_POSITION,
+  samePosition,
+  type Position,
+  type TxidRange,
+} from '../ltx/position.js';
 import type { Metrics } from '../observability/metrics.js';
 import type {
   ChecksumSource,
@@ -271,6 +279,29 @@ export class NodeStore implements ReplicationStore {
         counter.inc({ direction: 'sent' });
       },
     };
+  }
+
+  // --- backups
+
+  /** Names of log files after a position; undefined when the log does not hold it. */
+  rangesAfter(name: string, position: Position): readonly TxidRange[] | undefined {
+    return this.#entries.get(name)?.log.rangesAfter(position, FILES_PER_READ);
+  }
+
+  contains(name: string, position: Position): boolean {
+    return this.#entries.get(name)?.log.contains(position) ?? false;
+  }
+
+  /** A copy of a database in a file that is the caller's; where its deletion stands when it was dropped; undefined when there is none. */
+  async copyToFile(name: string): Promise<DatabaseCopy | { readonly dropped: EpochPosition } | undefined> {
+    const log = this.#entries.get(name)?.log;
+    const last = log?.lastFile;
+    if (!log || !last) return undefined;
+    if (last.commitPages === 0) {
+      return { dropped: { txid: last.maxTxid, checksum: last.postApplyChecksum, epoch: last.epoch } };
+    }
+    const { path, file } = await buildSnapshot(this.#capture, name, log, join(this.#data.path, 'tmp'));
+    return { path, position: { txid: file.maxTxid, checksum: file.postApplyChecksum, epoch: file.epoch } };
   }
 
   /** A replica relies on each byte, and would refuse a damaged file again and again. */

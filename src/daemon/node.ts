@@ -8,6 +8,7 @@ import { Applier } from '../applier/applier.js';
 import type { ApplierEvent } from '../applier/messages.js';
 import { Capture } from '../capture/capture.js';
 import { takeBack } from '../capture/take-back.js';
+import { Backups } from '../backup/backups.js';
 import type { Config } from '../config/load.js';
 import { formatAddress } from '../config/values.js';
 import { Durability, type DurabilityEvent } from '../durability/durability.js';
@@ -63,6 +64,7 @@ export class Node implements NodeApi {
   #durability!: Durability;
   #haltGrants!: HaltGrants;
   #haltLocks!: HaltLocks;
+  #backups: Backups | undefined;
   #lease: Lease | undefined;
   #openingReadOnly: NodeJS.Timeout | undefined;
   #handOff: HandOff | undefined;
@@ -246,6 +248,8 @@ export class Node implements NodeApi {
       if (!this.#haltLocks.commit(id, name, position)) this.#durability.commit(id, name, position);
     });
 
+    this.#backups = this.#startBackups(tmpDir);
+
     this.#server = await ReplicationServer.start({
       address: formatAddress(config.peer.addr),
       store: this.#store,
@@ -333,6 +337,39 @@ export class Node implements NodeApi {
     this.#undo.push(() => clearInterval(timer));
   }
 
+  #startBackups(tmpDir: string): Backups | undefined {
+    const { backups, data } = this.#config;
+    if (backups.length === 0) return undefined;
+    const store = this.#store;
+    const started = Backups.start({
+      backups,
+      dataDir: data.dir,
+      tmpDir,
+      logs: {
+        filesAfter: (name, position) => Promise.resolve(store.rangesAfter(name, position)),
+        contains: (name, position) => Promise.resolve(store.contains(name, position)),
+        copy: (name) => store.copyToFile(name),
+        logEnds: () => store.logEnds(),
+        hold: (name, afterTxid) => store.hold(name, afterTxid),
+      },
+      logger: this.#logger,
+      onEvent: ({ kind, message, name, level }) => {
+        this.#events.add(kind, message, { level, ...(name !== undefined && { database: name }) });
+      },
+      onPut: (type, name, sizeBytes) => {
+        this.#metrics.backupOperations.inc({ replica_type: type, operation: 'PUT' });
+        this.#metrics.backupBytes.inc({ replica_type: type, operation: 'PUT', db: name }, sizeBytes);
+      },
+      onError: (type) => this.#metrics.backupErrors.inc({ replica_type: type }),
+      onRestart: () => this.#metrics.backupRestarts.inc(),
+    });
+    this.#undo.push(() => started.stop());
+    store.subscribe((change) => {
+      if (change.kind === 'transaction') started.logged(change.name, change.file.maxTxid);
+    });
+    return started;
+  }
+
   /** Calls back when the node cannot go on (its capture thread died, its mount was taken away). */
   onFatal(listener: (error: KiteError) => void): void {
     this.#onFatal = listener;
@@ -342,21 +379,40 @@ export class Node implements NodeApi {
   /** A clean stop: hands the lease over when it can, so that no other node has to wait for it. Never throws. */
   async stop(): Promise<void> {
     const wasPrimary = this.#role === 'primary';
+    const backedUpBy = monotonicMs() + this.#config.shutdownSyncTimeoutMs;
     this.#stopping.abort();
+    let isLast = wasPrimary;
     try {
       if (wasPrimary && this.#handOff?.possible) {
         const request = { target: undefined, waitMs: HAND_OFF_WAIT_MS, reason: 'this node stops' };
         // Not handed over: then the lease is simply given up, and whoever is there takes it.
-        await this.#drain(request).catch(() => undefined);
+        isLast = await this.#drain(request).then(
+          () => false,
+          () => true,
+        );
       }
+      // A successor ships what this one has not. Without one it is nowhere else: most of it goes while this node still serves, and what
+      // is written meanwhile when nothing is written any more.
+      if (isLast) await this.#flushBackups(backedUpBy);
       this.#enter('closed');
       this.#control.deadlineNs = 0n;
+      if (isLast) await this.#flushBackups(backedUpBy);
       await this.#lease?.release();
     } catch (error) {
       this.#trouble(error);
     }
     this.#enter('closed');
     await this.#undoAll();
+  }
+
+  async #flushBackups(limitMs: number): Promise<void> {
+    if (!this.#backups) return;
+    try {
+      for (const name of this.#store.databases()) await this.#capture.position(name);
+      await this.#backups.sync(Math.max(0, limitMs - monotonicMs()));
+    } catch (error) {
+      this.#events.add('backup-behind', toKiteError(error).message, { level: 'error' });
+    }
   }
 
   async #undoAll(): Promise<void> {
@@ -393,6 +449,7 @@ export class Node implements NodeApi {
       replicas: this.#server?.replicas() ?? [],
       durability: this.#durability?.state,
       halt: (name) => this.#haltGrants?.status(name) ?? this.#haltLocks?.status(name),
+      backups: this.#backups?.status() ?? [],
       otherFiles: this.#config.fuse.otherFiles === 'local' ? this.#data.otherFiles() : [],
       events: this.#events.recent(),
     });
@@ -444,6 +501,17 @@ export class Node implements NodeApi {
 
   async handOff(target: string | undefined, waitMs: number): Promise<string> {
     return await this.#runHandOff({ target, waitMs, reason: 'an administrator asked for it' });
+  }
+
+  async syncBackups(waitMs: number, name: string | undefined): Promise<void> {
+    this.#requirePrimary();
+    if (name !== undefined && !this.#exists(name)) {
+      throw new KiteError('ERR_HTTP_NOT_FOUND', `there is no database ${name} on this node`);
+    }
+    // What was committed before this call is in the log after this.
+    for (const each of name === undefined ? this.#store.databases() : [name])
+      await this.#capture.position(each);
+    await this.#backups?.sync(waitMs, name);
   }
 
   async halt(request: HaltRequest): Promise<Halted> {
@@ -546,15 +614,21 @@ export class Node implements NodeApi {
         this.#durability.primary(event.epoch);
         this.#control.state = MountState.primary;
         this.#setRole('primary', undefined);
+        this.#backups?.primary(
+          { clusterId: this.#store.clusterId, epoch: event.epoch, nodeId: this.#store.nodeId },
+          Number(event.deadlineNs) / 1e6,
+        );
         this.#events.add('primary', `this node is the primary, epoch ${event.epoch}: ${event.reason}`);
         break;
       case 'renewed':
         this.#control.deadlineNs = event.deadlineNs;
         this.#durability.renewed();
+        this.#backups?.renewed(Number(event.deadlineNs) / 1e6);
         break;
       case 'fenced':
         this.#control.deadlineNs = 0n;
         this.#durability.stop();
+        this.#backups?.fenced();
         this.#haltGrants.endAll('the primary may not write any more').catch(() => undefined);
         this.#setRole('fenced', undefined);
         this.#events.add('fenced', `writes are refused: ${event.reason}`, { level: 'warn' });
@@ -562,6 +636,7 @@ export class Node implements NodeApi {
       case 'replica':
         this.#control.deadlineNs = 0n;
         this.#durability.stop();
+        this.#backups?.fenced();
         // A node that stops gives the lease up; it does not become a replica for that, which would have to wait for
         // applications that are in a transaction.
         if (this.#stopping.signal.aborted) break;

@@ -6,6 +6,7 @@ import type { LeaseHolder, Member } from '../lease/types.js';
 import { formatPosition, NO_POSITION } from '../ltx/position.js';
 import {
   isPrimary,
+  type BackupStatus,
   type DatabaseStatus,
   type HaltStatus,
   type NodeEvent,
@@ -34,6 +35,7 @@ export interface StatusSources {
   readonly durability: DurabilityState | undefined;
   /** The replica that writes a database now. */
   readonly halt: (name: string) => HaltStatus | undefined;
+  readonly backups: readonly BackupStatus[];
   readonly otherFiles: readonly string[];
   readonly events: readonly NodeEvent[];
 }
@@ -61,6 +63,7 @@ export function makeStatus(from: StatusSources): NodeStatus {
     dataDir: config.data.dir,
     databases: store.databases().flatMap((name) => databaseStatus(name, from) ?? []),
     durability: from.durability,
+    backups: from.backups,
     otherFiles: from.otherFiles,
     members: members.map(({ nodeId, advertiseUrl, peerAddress, candidate, region, priority }) => ({
       nodeId,

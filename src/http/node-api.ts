@@ -15,6 +15,8 @@ export interface NodeApi {
   promote(request: { readonly waitMs: number; readonly acceptLoss: boolean }): Promise<void>;
   /** On the primary: hands over to this node, or to whichever candidate has everything; resolves with its id. */
   handOff(target: string | undefined, waitMs: number): Promise<string>;
+  /** On the primary: resolves when all backups have what was committed before, of one database or of all. */
+  syncBackups(waitMs: number, name: string | undefined): Promise<void>;
   /** Lets applications of this node write a database though it is a replica (HALT); on the primary it does nothing. */
   halt(request: HaltRequest): Promise<Halted>;
   unhalt(name: string, id: number): Promise<void>;

@@ -39,6 +39,7 @@ const ROUTES: Readonly<Record<string, Handler>> = {
   'POST /import': importDatabase,
   'POST /promote': promote,
   'POST /handoff': handOff,
+  'POST /sync': syncBackups,
   'POST /halt': halt,
   'DELETE /halt': unhalt,
 };
@@ -93,6 +94,13 @@ async function handOff(exchange: Exchange): Promise<void> {
   const { node, response, url } = exchange;
   const primary = await node.handOff(url.searchParams.get('nodeID') ?? undefined, waitOf(exchange));
   sendJson(response, 200, { primary });
+}
+
+async function syncBackups(exchange: Exchange): Promise<void> {
+  requireAdmin(exchange);
+  const { node, response, url } = exchange;
+  await node.syncBackups(waitOf(exchange), url.searchParams.get('name') ?? undefined);
+  sendJson(response, 200, { backups: node.status().backups });
 }
 
 /** LiteFS's answer, with `id` as a number. */

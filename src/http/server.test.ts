@@ -36,6 +36,7 @@ const STATUS: NodeStatus = {
   mount: { dir: '/m', driver: 'kernel' },
   dataDir: '/d',
   databases: [DATABASE],
+  backups: [],
   otherFiles: [],
   members: [],
   events: [],
@@ -71,6 +72,7 @@ describe('the admin server', () => {
       return Promise.resolve();
     },
     handOff: (target) => Promise.resolve(target ?? 'whoever'),
+    syncBackups: () => Promise.resolve(),
     halt: (request) => {
       asked = request;
       const position = { txid: 0x1fn, checksum: 0x8000000000000001n, epoch: 1n };

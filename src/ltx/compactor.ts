@@ -1,11 +1,13 @@
 import { KiteError } from '../errors.js';
 import type { LtxDecoder } from './decoder.js';
 import type { EncodedLtx, LtxEncoder, LtxSink } from './encoder.js';
-import type { LtxHeader } from './format.js';
+import type { LtxHeader, LtxHeaderFields } from './format.js';
 
 export interface CompactOptions {
   /** Leave the database checksums out, as Litestream does in its buckets. */
   readonly noChecksum?: boolean;
+  /** What the header says instead of what the inputs would make of it: TXIDs of a bucket, a stamp. */
+  readonly as?: Partial<LtxHeaderFields>;
 }
 
 /** An input and how far it is. */
@@ -58,6 +60,9 @@ export class LtxCompactor {
         preApplyChecksum: this.#noChecksum ? 0n : first.preApplyChecksum,
         noChecksum: this.#noChecksum,
         epoch: last.epoch,
+        clusterTxid: last.clusterTxid,
+        clusterChecksum: last.clusterChecksum,
+        ...options.as,
       },
       sink,
     );

@@ -14,7 +14,7 @@ import {
   type LtxTrailer,
   type LtxVersion,
 } from './format.js';
-import { LtxInput } from './input.js';
+import { LtxInput, type LtxReadAt } from './input.js';
 import { LZ4_FRAME_MAGIC, Lz4FrameReader } from './lz4-frame.js';
 import { areaOf, blockBound, decompressBlock, SLACK_BYTES, type ByteArea } from './lz4.js';
 import { compressPage } from './page-codec.js';
@@ -108,6 +108,11 @@ export class LtxDecoder {
   /** Reads from offset 0 of an open file, 256 KiB at a time, by position: the descriptor's own is not moved. */
   static fromFile(fd: number, options: DecodeOptions = {}): LtxDecoder {
     return new LtxDecoder(LtxInput.ofFile(fd), options);
+  }
+
+  /** Reads a file of `sizeBytes` from front to end by a function: for what comes from elsewhere while it is read. */
+  static fromReader(sizeBytes: number, readAt: LtxReadAt, options: DecodeOptions = {}): LtxDecoder {
+    return new LtxDecoder(LtxInput.ofReader(sizeBytes, readAt), options);
   }
 
   /** Moves to the next page. False at the end: everything has been checked then, and `trailer` is there. */

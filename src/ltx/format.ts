@@ -19,7 +19,11 @@ export const CHECKSUM_FLAG = 1n << 63n;
 const MAGIC = 0x4c545831; // "LTX1", the same in all versions
 const FLAG_LZ4_STREAM = 1; // v1 only: all pages are one LZ4 frame
 const FLAG_NO_CHECKSUM = 2;
-const EPOCH_OFFSET = 80;
+/**
+ * The reserved bytes 80-99, which Go hashes and ignores. In a log: the epoch (u64), then zeros. In a backup: the epoch (u32), the
+ * cluster's TXID (u64), its checksum (u64), whose bit 63 tells the two apart.
+ */
+const RESERVED_OFFSET = 80;
 
 /**
  * v1: LiteFS (pages without an index); v2: never released; v3a: Litestream up to 0.5.15; v3b: Litestream
@@ -47,8 +51,14 @@ export interface LtxHeader {
   readonly walSalt2: number;
   /** Node that wrote the file; 0n = unsaid. */
   readonly nodeId: bigint;
-  /** KiteFS: epoch of the lease under which it was written, in reserved bytes 80-87; 0n in others' files. */
+  /** KiteFS: epoch of the lease under which it was written, in reserved bytes; 0n in others' files. */
   readonly epoch: bigint;
+  /**
+   * KiteFS, in backups, whose TXIDs count uploads: the cluster's last TXID in it, and the database checksum after that one;
+   * both 0n elsewhere.
+   */
+  readonly clusterTxid: bigint;
+  readonly clusterChecksum: bigint;
 }
 
 /** What a writer must say of a file; the rest of the header is zero when left out. */
@@ -85,6 +95,9 @@ function brokenHeaderRule(header: LtxHeader): string | undefined {
   if (!isPageSize(header.pageSize)) return `page size ${header.pageSize}`;
   if (minTxid < 1n || maxTxid < minTxid) return `TXIDs ${minTxid} to ${maxTxid}`;
   if (header.walOffset < 0 || header.walSizeBytes < 0) return 'a negative place in the WAL';
+  if (header.clusterChecksum !== 0n && !(header.clusterChecksum & CHECKSUM_FLAG))
+    return 'a checksum of the cluster that is none';
+  if (header.clusterChecksum !== 0n && header.epoch > 0xffffffffn) return `epoch ${header.epoch}`;
   if (header.walOffset === 0 && (header.walSizeBytes || header.walSalt1 || header.walSalt2))
     return 'a size or salts of a WAL but no offset in it';
   if (isSnapshot(header)) return pre === 0n ? undefined : 'a pre-apply checksum in a snapshot';
@@ -112,6 +125,8 @@ export function completeHeader(fields: LtxHeaderFields): LtxHeader {
     walSalt2: 0,
     nodeId: 0n,
     epoch: 0n,
+    clusterTxid: 0n,
+    clusterChecksum: 0n,
     ...fields,
   };
   const broken = brokenHeaderRule(header);
@@ -135,7 +150,26 @@ export function writeHeader(header: LtxHeader, into: Buffer, at = 0): void {
   into.writeUInt32BE(header.walSalt1, at + 64);
   into.writeUInt32BE(header.walSalt2, at + 68);
   into.writeBigUInt64BE(header.nodeId, at + 72);
-  into.writeBigUInt64BE(header.epoch, at + EPOCH_OFFSET);
+  if (header.clusterChecksum === 0n) {
+    into.writeBigUInt64BE(header.epoch, at + RESERVED_OFFSET);
+  } else {
+    into.writeUInt32BE(Number(header.epoch), at + RESERVED_OFFSET);
+    into.writeBigUInt64BE(header.clusterTxid, at + RESERVED_OFFSET + 4);
+    into.writeBigUInt64BE(header.clusterChecksum, at + RESERVED_OFFSET + 12);
+  }
+}
+
+/** What the reserved bytes say, or undefined when they hold something that KiteFS does not write. */
+function parseReserved(
+  bytes: Buffer,
+): Pick<LtxHeader, 'epoch' | 'clusterTxid' | 'clusterChecksum'> | undefined {
+  const clusterChecksum = bytes.readBigUInt64BE(RESERVED_OFFSET + 12);
+  if (clusterChecksum & CHECKSUM_FLAG) {
+    const epoch = BigInt(bytes.readUInt32BE(RESERVED_OFFSET));
+    return { epoch, clusterTxid: bytes.readBigUInt64BE(RESERVED_OFFSET + 4), clusterChecksum };
+  }
+  if (clusterChecksum !== 0n || bytes.readUInt32BE(RESERVED_OFFSET + 8) !== 0) return undefined;
+  return { epoch: bytes.readBigUInt64BE(RESERVED_OFFSET), clusterTxid: 0n, clusterChecksum };
 }
 
 /** What the first 100 bytes say beside the fields of the header: how the pages are stored. */
@@ -147,8 +181,8 @@ export interface ParsedHeader {
 
 /**
  * Takes the first 100 bytes of a file. Throws ERR_LTX_FOREIGN when they are no LTX header that is known
- * here, ERR_LTX_DAMAGED when they break a rule of the format. The last 12 reserved bytes must be zero: only
- * an unknown writer or damage sets them.
+ * here, ERR_LTX_DAMAGED when they break a rule of the format. Only an unknown writer or damage puts anything else than
+ * KiteFS does into the reserved bytes.
  */
 export function parseHeader(bytes: Buffer): ParsedHeader {
   if (bytes.length < HEADER_BYTES)
@@ -158,8 +192,8 @@ export function parseHeader(bytes: Buffer): ParsedHeader {
   const flags = bytes.readUInt32BE(4);
   if (flags & ~(FLAG_LZ4_STREAM | FLAG_NO_CHECKSUM))
     throw new KiteError('ERR_LTX_FOREIGN', `an LTX file with unknown flags 0x${flags.toString(16)}`);
-  if (bytes.readUInt32BE(88) || bytes.readUInt32BE(92) || bytes.readUInt32BE(96))
-    throw new KiteError('ERR_LTX_FOREIGN', 'an LTX file with something in reserved bytes 88-99');
+  const reserved = parseReserved(bytes);
+  if (!reserved) throw new KiteError('ERR_LTX_FOREIGN', 'an LTX file with something in its reserved bytes');
   const header: LtxHeader = {
     pageSize: bytes.readUInt32BE(8),
     commitPages: bytes.readUInt32BE(12),
@@ -173,7 +207,7 @@ export function parseHeader(bytes: Buffer): ParsedHeader {
     walSalt1: bytes.readUInt32BE(64),
     walSalt2: bytes.readUInt32BE(68),
     nodeId: bytes.readBigUInt64BE(72),
-    epoch: bytes.readBigUInt64BE(EPOCH_OFFSET),
+    ...reserved,
   };
   const broken = brokenHeaderRule(header);
   if (broken) throw damaged(`an LTX header with ${broken}`);

@@ -6,8 +6,13 @@ import { areaOf, type ByteArea } from './lz4.js';
 const WINDOW_BYTES = 256 * 1024;
 
 /**
- * The bytes of a file from front to end: a buffer that holds all of it, or a window that moves over an open
- * file. `bytes[at]` is the next byte; `need` makes sure that enough follow.
+ * Reads up to `length` bytes at `offset` of a file into `into[at]`; returns how many, 0 at its end. Offsets come in order, without gaps.
+ */
+export type LtxReadAt = (into: Buffer, at: number, length: number, offset: number) => number;
+
+/**
+ * The bytes of a file from front to end: a buffer that holds all of it, or a window that moves over what a
+ * function reads. `bytes[at]` is the next byte; `need` makes sure that enough follow.
  */
 export class LtxInput {
   readonly sizeBytes: number;
@@ -16,13 +21,13 @@ export class LtxInput {
   #end: number;
   /** Offset in the file of bytes[0]. */
   #base = 0;
-  readonly #fd: number | undefined;
+  readonly #readAt: LtxReadAt | undefined;
 
-  private constructor(bytes: Buffer, filled: number, sizeBytes: number, fd?: number) {
+  private constructor(bytes: Buffer, filled: number, sizeBytes: number, readAt?: LtxReadAt) {
     this.area = areaOf(bytes);
     this.#end = filled;
     this.sizeBytes = sizeBytes;
-    this.#fd = fd;
+    this.#readAt = readAt;
   }
 
   static ofBuffer(bytes: Uint8Array): LtxInput {
@@ -31,8 +36,14 @@ export class LtxInput {
   }
 
   static ofFile(fd: number): LtxInput {
-    const { size } = fstatSync(fd);
-    return new LtxInput(Buffer.allocUnsafe(Math.min(size, WINDOW_BYTES)), 0, size, fd);
+    return LtxInput.ofReader(fstatSync(fd).size, (into, at, length, offset) =>
+      readSync(fd, into, at, length, offset),
+    );
+  }
+
+  /** `windowBytes` is the most that `need` can be asked for. */
+  static ofReader(sizeBytes: number, readAt: LtxReadAt, windowBytes = WINDOW_BYTES): LtxInput {
+    return new LtxInput(Buffer.allocUnsafe(Math.min(sizeBytes, windowBytes)), 0, sizeBytes, readAt);
   }
 
   get bytes(): Buffer {
@@ -48,17 +59,17 @@ export class LtxInput {
     return this.sizeBytes - this.offset;
   }
 
-  /** Throws ERR_LTX_DAMAGED when fewer than `count` bytes follow; count is at most WINDOW_BYTES. */
+  /** Throws ERR_LTX_DAMAGED when fewer than `count` bytes follow; count is at most the window. */
   need(count: number, what: string): void {
     if (this.#end - this.at >= count) return;
-    if (count > this.remaining || this.#fd === undefined) throw this.#cutOff(what);
+    if (count > this.remaining || this.#readAt === undefined) throw this.#cutOff(what);
     this.bytes.copyWithin(0, this.at, this.#end);
     this.#base += this.at;
     this.#end -= this.at;
     this.at = 0;
     while (this.#end < count) {
       const room = this.bytes.length - this.#end;
-      const got = readSync(this.#fd, this.bytes, this.#end, room, this.#base + this.#end);
+      const got = this.#readAt(this.bytes, this.#end, room, this.#base + this.#end);
       if (got === 0) throw this.#cutOff(what);
       this.#end += got;
     }

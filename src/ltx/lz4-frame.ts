@@ -3,7 +3,11 @@ import type { LtxInput } from './input.js';
 import { areaOf, blockBound, decompressBlock, SLACK_BYTES } from './lz4.js';
 import { Xxh32 } from './xxh32.js';
 
-const BLOCK_BYTES = 65536;
+/** Block sizes by their code in a frame's descriptor, from 4 on. */
+const BLOCK_BYTES = [65536, 256 * 1024, 1024 * 1024, 4 * 1024 * 1024] as const;
+
+/** A window of LtxInput that takes every block. */
+export const LZ4_WINDOW_BYTES = blockBound(BLOCK_BYTES[3]) + 1024;
 
 /** The first four bytes of a frame, read as a little-endian u32. */
 export const LZ4_FRAME_MAGIC = 0x184d2204;
@@ -12,22 +16,26 @@ const damaged = (what: string): KiteError => new KiteError('ERR_LTX_DAMAGED', `a
 
 /**
  * Reads LZ4 frames (https://github.com/lz4/lz4/blob/dev/doc/lz4_Frame_format.md) as the older LTX versions
- * hold them: independent blocks, of 64 KB in every file that LiteFS or Litestream wrote. Checks every checksum that
- * a frame has.
+ * hold them, and the objects of Litestream 0.3: independent blocks, of 64 KB in the former, of 4 MB in the latter. Checks every
+ * checksum that a frame has.
  */
 export class Lz4FrameReader {
   readonly #input: LtxInput;
   readonly #content = new Xxh32();
   readonly #check = new Xxh32();
-  readonly #block = areaOf(Buffer.allocUnsafe(BLOCK_BYTES + SLACK_BYTES));
+  #blockBytes: number = BLOCK_BYTES[0];
+  #block = areaOf(Buffer.allocUnsafe(BLOCK_BYTES[0] + SLACK_BYTES));
+  readonly #maxBlockBytes: number;
   /** The part of #block that was not handed out yet. */
   #at = 0;
   #end = 0;
   #blockChecksums = false;
   #contentChecksum = false;
 
-  constructor(input: LtxInput) {
+  /** Larger blocks than `maxBlockBytes` are refused: they would not fit the input's window. */
+  constructor(input: LtxInput, maxBlockBytes: number = BLOCK_BYTES[0]) {
     this.#input = input;
+    this.#maxBlockBytes = maxBlockBytes;
   }
 
   /** Reads a frame's header. */
@@ -48,8 +56,12 @@ export class Lz4FrameReader {
     input.at += 7;
     this.#blockChecksums = (flags & 0x10) !== 0;
     this.#contentChecksum = (flags & 0x04) !== 0;
-    // Only 64 KB blocks (code 4) are read: larger ones would not fit the input's window.
-    if (descriptor !== 0x40) throw damaged('blocks larger than 64 KB');
+    const blockBytes = BLOCK_BYTES[(descriptor >>> 4) - 4]!;
+    if (blockBytes > this.#maxBlockBytes) throw damaged(`blocks larger than ${this.#maxBlockBytes} bytes`);
+    if (blockBytes !== this.#blockBytes) {
+      this.#blockBytes = blockBytes;
+      this.#block = areaOf(Buffer.allocUnsafe(blockBytes + SLACK_BYTES));
+    }
     this.#at = 0;
     this.#end = 0;
     this.#content.reset();
@@ -66,9 +78,25 @@ export class Lz4FrameReader {
     }
   }
 
+  /** The next piece of the content, of whatever size, valid until the next call; empty at the frame's end, which is read then. */
+  readPiece(): Buffer {
+    if (this.#at === this.#end && !this.#nextBlock()) {
+      this.#finish();
+      this.#end = 0;
+      this.#at = 0;
+    }
+    const piece = this.#block.bytes.subarray(this.#at, this.#end);
+    this.#at = this.#end;
+    return piece;
+  }
+
   /** Reads a frame's end, before which all of its content must have been read. */
   finish(): void {
     if (this.#at !== this.#end || this.#nextBlock()) throw damaged('too much in it');
+    this.#finish();
+  }
+
+  #finish(): void {
     if (this.#contentChecksum && this.#uint32() !== this.#content.digest())
       throw damaged('a wrong content checksum');
   }
@@ -85,15 +113,15 @@ export class Lz4FrameReader {
     const word = this.#uint32();
     if (word === 0) return false;
     const size = word & 0x7fffffff;
-    if (size > blockBound(BLOCK_BYTES)) throw damaged(`a block of ${size} bytes`);
+    if (size > blockBound(this.#blockBytes)) throw damaged(`a block of ${size} bytes`);
     const input = this.#input;
     input.need(size, 'a block of an LZ4 frame');
     const { area, at, bytes } = input;
     // The top bit says that the block is stored as it is.
     this.#end =
       word >>> 31
-        ? bytes.copy(this.#block.bytes, 0, at, at + Math.min(size, BLOCK_BYTES))
-        : decompressBlock(area, at, at + size, this.#block, 0, BLOCK_BYTES);
+        ? bytes.copy(this.#block.bytes, 0, at, at + Math.min(size, this.#blockBytes))
+        : decompressBlock(area, at, at + size, this.#block, 0, this.#blockBytes);
     this.#at = 0;
     if (this.#end <= 0) throw damaged('a damaged block');
     input.at += size;

@@ -60,6 +60,28 @@ export class Metrics {
     [],
   );
 
+  /** Litestream's name: its dashboards go on. */
+  readonly backupOperations = this.#counter(
+    'litestream_replica_operation_total',
+    'Requests that made an object at a destination of backups.',
+    ['replica_type', 'operation'],
+  );
+  readonly backupBytes = this.#counter(
+    'litestream_replica_operation_bytes',
+    'Bytes of objects made at a destination of backups.',
+    ['replica_type', 'operation', 'db'],
+  );
+  readonly backupErrors = this.#counter(
+    'litestream_replica_operation_errors_total',
+    'Failed attempts at a destination of backups.',
+    ['replica_type'],
+  );
+  readonly backupRestarts = this.#counter(
+    'kitefs_backup_restart_count',
+    'Times the backup process was started again.',
+    [],
+  );
+
   constructor(status: () => NodeStatus) {
     collectDefaultMetrics({ register: this.registry });
     for (const [name, help, read] of [...NODE_GAUGES, ...DURABILITY_GAUGES]) {
@@ -69,6 +91,15 @@ export class Metrics {
       gauge.reset();
       gauge.set({ state: status().role }, 1);
     });
+    for (const [name, help, read] of BACKUP_GAUGES) {
+      this.#gauge(name, help, ['db', 'destination'], (gauge) => {
+        gauge.reset();
+        for (const { url, databases } of status().backups) {
+          for (const database of databases)
+            gauge.set({ db: database.name, destination: url }, read(database));
+        }
+      });
+    }
     for (const [name, help, read] of DATABASE_GAUGES) {
       this.#gauge(name, help, ['db'], (gauge) => {
         // A dropped database must not live on with its last value.
@@ -131,6 +162,21 @@ const DURABILITY_GAUGES: typeof NODE_GAUGES = [
     'kitefs_sync_set_size',
     'Nodes that may open after a failover, the primary included; 0: any candidate.',
     ({ durability }) => durability?.syncSet.length ?? 0,
+  ],
+];
+
+type BackedUp = NodeStatus['backups'][number]['databases'][number];
+
+const BACKUP_GAUGES: readonly (readonly [string, string, (database: BackedUp) => number])[] = [
+  [
+    'kitefs_backup_lag_seconds',
+    'Age of the oldest transaction that a destination of backups does not have.',
+    ({ lagMs }) => lagMs / 1000,
+  ],
+  [
+    'kitefs_backup_txid',
+    'Last transaction of the cluster at a destination of backups.',
+    ({ txid }) => Number.parseInt(txid, 16),
   ],
 ];
 

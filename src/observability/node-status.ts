@@ -22,6 +22,8 @@ export interface NodeStatus {
   readonly databases: readonly DatabaseStatus[];
   /** How commits that wait for replicas stand; undefined when none does here. */
   readonly durability?: DurabilityStatus | undefined;
+  /** One for each entry of `backups`, in their order; what is shipped is known on the primary only. */
+  readonly backups: readonly BackupStatus[];
   /** Files in the mount that are no database and stay on this node (`fuse.other-files: local`). */
   readonly otherFiles: readonly string[];
   readonly members: readonly MemberStatus[];
@@ -81,6 +83,25 @@ export interface DurabilityStatus {
   readonly waiting: number;
   /** Databases whose commits return without the replicas that they should wait for (`on-timeout: degrade`). */
   readonly degraded: readonly string[];
+}
+
+/** A destination of backups. */
+export interface BackupStatus {
+  /** Without secrets. */
+  readonly url: string;
+  readonly type: string;
+  /** What is wrong with the destination as a whole; undefined: nothing. */
+  readonly error: string | undefined;
+  readonly databases: readonly {
+    readonly name: string;
+    /** The last transaction of the cluster that is there, 16 hex digits; 0: not known yet. */
+    readonly txid: string;
+    /** The bucket's own number of the last object of level 0. */
+    readonly level0: string;
+    /** Age of the oldest transaction that is not there; 0: all are. */
+    readonly lagMs: number;
+    readonly error: string | undefined;
+  }[];
 }
 
 export interface MemberStatus {

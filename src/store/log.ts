@@ -203,6 +203,13 @@ export class Log {
     return files;
   }
 
+  /** As `filesAfter`, by their names only: without a look into any of them. */
+  rangesAfter(position: Position, limit: number): TxidRange[] | undefined {
+    if (!this.contains(position)) return undefined;
+    const first = this.#firstAfter(position.txid);
+    return this.#entries.slice(first, first + limit).map(({ minTxid, maxTxid }) => ({ minTxid, maxTxid }));
+  }
+
   /**
    * Whether the history here went through this position and can go on from it. TXID and checksum decide:
    * equal checksums are equal pages, under whatever epoch. A position inside a file (trap 21) is not one to

@@ -45,7 +45,7 @@ export interface NodeOptions {
   /** More of the daemon's environment. */
   env?: NodeJS.ProcessEnv;
   /** More configuration, merged section by section. */
-  config?: Record<string, Record<string, unknown>>;
+  config?: Record<string, Record<string, unknown> | unknown[]>;
 }
 
 export interface ClusterOptions extends NodeOptions {
@@ -205,7 +205,7 @@ export class TestNode {
   }
 
   configure(leasePath: string, ttl: string, options: NodeOptions): void {
-    const config: Record<string, Record<string, unknown>> = {
+    const config: Record<string, Record<string, unknown> | unknown[]> = {
       fuse: { dir: this.mountDir, driver: options.driver ?? 'kernel' },
       data: { dir: this.dataDir },
       http: { addr: `${this.place.address}:${this.httpPort}` },
@@ -215,7 +215,7 @@ export class TestNode {
       log: { level: 'debug' },
     };
     for (const [section, keys] of Object.entries(options.config ?? {})) {
-      config[section] = { ...config[section], ...keys };
+      config[section] = Array.isArray(keys) ? keys : Object.assign({}, config[section], keys);
     }
     writeFileSync(this.configPath, stringify(config));
     Object.assign(this.#env, options.env);

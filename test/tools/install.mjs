@@ -22,6 +22,9 @@ const BIN = join(CACHE, 'bin');
 
 /** The Go implementation of LTX: the oracle of the format tests. */
 const LTX_MODULE = 'github.com/superfly/ltx/cmd/ltx@v0.5.3';
+/** What backups are tested against: an object store, and the program whose buckets are read and written. */
+const MINIO_MODULE = 'github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c';
+const LITESTREAM_MODULE = 'github.com/benbjohnson/litestream/cmd/litestream@v0.5.18';
 /** The version of Django that the ORM test runs on. */
 const DJANGO = 'django==4.2.16';
 
@@ -173,18 +176,23 @@ function installConsul() {
   rmSync(dir, { recursive: true, force: true });
 }
 
+/** .cache/bin/<name>, built from its sources. */
+function installGoProgram(name, module, what) {
+  if (existsSync(join(BIN, name))) return;
+  console.log(`building ${name} (${what})`);
+  const goVersion = execFileSync('go', ['version'], { encoding: 'utf8' });
+  const minor = Number(/go1\.(\d+)/.exec(goVersion)?.[1] ?? 0);
+  if (minor < 21)
+    throw new Error(`Go 1.21 or newer is needed to build ${module}; found: ${goVersion.trim()}`);
+  run('go', ['install', module], { quiet: true, env: { GOBIN: BIN } });
+}
+
 /** The tools that only tests use, each under .cache. */
 export function installTestTools() {
   mkdirSync(BIN, { recursive: true });
-  if (!existsSync(join(BIN, 'ltx'))) {
-    console.log('building the Go ltx command (the oracle of the format tests)');
-    const goVersion = execFileSync('go', ['version'], { encoding: 'utf8' });
-    const minor = Number(/go1\.(\d+)/.exec(goVersion)?.[1] ?? 0);
-    if (minor < 21) {
-      throw new Error(`Go 1.21 or newer is needed to build ${LTX_MODULE}; found: ${goVersion.trim()}`);
-    }
-    run('go', ['install', LTX_MODULE], { quiet: true, env: { GOBIN: BIN } });
-  }
+  installGoProgram('ltx', LTX_MODULE, 'the oracle of the format tests');
+  installGoProgram('litestream', LITESTREAM_MODULE, 'for the tests of backups: takes a few minutes');
+  installGoProgram('minio', MINIO_MODULE, 'for the tests of backups: takes a few minutes');
   installConsul();
   const python = join(CACHE, 'python');
   if (!existsSync(join(python, 'django.stamp'))) {
