@@ -31,8 +31,7 @@ const ID_MAX = 0x7fff_ffff;
 /**
  * Mounts with fuse-native (libfuse 2.9, the setuid `fusermount`), for hosts where mount(2) is not
  * allowed. Its callbacks run on this, the main, thread: slower, and a thread that blocks stalls the mount.
- * It tells neither who calls nor how a new file is opened, and libfuse 2 cannot read a file that was
- * removed while open. Errors: ERR_MOUNT_DRIVER, ERR_MOUNT_FAILED.
+ * It tells neither who calls nor how a new file is opened. Errors: ERR_MOUNT_DRIVER, ERR_MOUNT_FAILED.
  */
 export async function startNative(
   options: MountOptions,
@@ -42,9 +41,8 @@ export async function startNative(
   const Fuse = await loadFuseNative();
   const served = new Serving(serving, port, true);
   const fuse = new Fuse(options.mountDir, operations(served), {
-    // fuse-native has no option for these, but hands this one on as it is. hard_remove: without it an
-    // unlink of an open file, the commit of a rollback journal, comes as a rename (trap 23).
-    fsname: `${MOUNT_SOURCE},big_writes,hard_remove`,
+    // fuse-native has no option for this, but hands the name on as it is.
+    fsname: `${MOUNT_SOURCE},big_writes`,
     allowOther: options.allowOther,
     defaultPermissions: true,
     // Answers may take as long as capture or a recovery takes.
@@ -95,6 +93,8 @@ function operations(served: Serving): Record<string, Operation> {
   const copies = new SpecialCopies();
   /** What is open, by the number that libfuse knows it by: a handle, or the number of a copy of a special file. */
   const open = new Map<number, Handle | number>();
+  /** Files that were removed while open, by the names that libfuse has given them until their last close. */
+  const hidden = new Map<string, FsNode>();
   let lastId = 0;
 
   const keep = (what: Handle | number): number => {
@@ -111,7 +111,7 @@ function operations(served: Serving): Record<string, Operation> {
   };
 
   const find = (path: string): FsNode => {
-    const node = files.resolve(path.slice(1));
+    const node = hidden.get(path) ?? files.resolve(path.slice(1));
     if (!node) throw new Refusal(Errno.ENOENT);
     return node;
   };
@@ -281,15 +281,32 @@ function operations(served: Serving): Record<string, Operation> {
         callback(0);
       }),
     unlink: (path: string, callback: Callback) =>
-      guarded(callback, () => files.unlink(...split(path), caller(), plain(callback))),
+      guarded(callback, () => {
+        if (hidden.delete(path)) return callback(0);
+        files.unlink(...split(path), caller(), plain(callback));
+      }),
     rename: (from: string, to: string, callback: Callback) =>
-      guarded(callback, () => files.rename(...split(from), ...split(to), 0, caller(), plain(callback))),
+      guarded(callback, () => {
+        // libfuse renames a file that is removed while open (trap 23: the commit of a rollback journal). Told not to
+        // (`hard_remove`), it would not read it any more, and end the process now and then: its FLUSH comes without a path.
+        const node = find(from);
+        const isOpen = [...open.values()].some((of) => typeof of === 'object' && of.node === node);
+        if (!HIDDEN.test(to) || !isOpen) {
+          return files.rename(...split(from), ...split(to), 0, caller(), plain(callback));
+        }
+        files.unlink(...split(from), caller(), (errno) => {
+          if (errno === 0) hidden.set(to, node);
+          callback(-errno);
+        });
+      }),
     link: refuse,
     symlink: refuse,
     mknod: refuse,
   };
 }
 
+/** What libfuse calls files that were removed while open. */
+const HIDDEN = /\/\.fuse_hidden[0-9a-f]{16}$/;
 /** Where copies of special files are; behind it comes their number. */
 const COPIES = '/.kitefs/.copy-';
 const NOTHING = Buffer.alloc(0);

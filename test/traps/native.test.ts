@@ -18,7 +18,7 @@ it('captures a rollback-journal commit while somebody has the journal open, with
     await open.run('INSERT INTO t VALUES (1)');
     const reader = spawn('sh', [
       '-c',
-      'exec 3<"$1" && echo open && read end',
+      'exec 3<"$1" && echo open && read end; wc -c <&3',
       'sh',
       primary.path('a.db-journal'),
     ]);
@@ -27,7 +27,10 @@ it('captures a rollback-journal commit while somebody has the journal open, with
     expect(await run('ls', ['-a', primary.mountDir])).not.toMatch(/fuse_hidden|journal/);
     await cluster.assertSame('a.db');
     expect(await replica.sql('a.db', 'SELECT n FROM t')).toBe('1');
+    // What was removed is read on by who has it open.
     reader.stdin.end();
+    const [size] = (await once(reader.stdout, 'data')) as [Buffer];
+    expect(Number(size.toString())).toBeGreaterThan(512);
     await open.run('INSERT INTO t VALUES (2)');
     await open.close();
     await cluster.assertSame('a.db');
