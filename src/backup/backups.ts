@@ -337,8 +337,9 @@ export class Backups {
     if (last && last.txid >= txid) return;
     // Of commits that come close together the first one's time and the last one's TXID: then the age is never too small.
     const before = tracked.seen.at(-2);
-    if (last && before && nowMs - before.atMs < SAMPLE_MS) tracked.seen.pop();
-    tracked.seen.push({ txid, atMs: last && before && nowMs - before.atMs < SAMPLE_MS ? last.atMs : nowMs });
+    const joined = last && before && nowMs - before.atMs < SAMPLE_MS ? last : undefined;
+    if (joined) tracked.seen.pop();
+    tracked.seen.push({ txid, atMs: joined?.atMs ?? nowMs });
   }
 
   #shipped(destination: number, name: string, progress: { txid: bigint; level0: bigint }): void {

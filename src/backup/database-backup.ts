@@ -427,12 +427,7 @@ export class DatabaseBackup {
     if (!this.#isOpen) return false;
     const { settings } = this.#o;
     if (this.#isPastRetention(nowMs)) return true;
-    if (
-      this.#at &&
-      this.#droppedMs === undefined &&
-      (this.#snapshotWanted || isSnapshotDue(this.#levels, settings, nowMs))
-    )
-      return true;
+    if (this.#isSnapshotDue(nowMs)) return true;
     if (
       settings.levelIntervalsMs.some((intervalMs, i) =>
         isCompactionDue(this.#levels, i + 1, intervalMs, nowMs),
@@ -458,16 +453,16 @@ export class DatabaseBackup {
   async #maintain(nowMs: number): Promise<void> {
     const { settings } = this.#o;
     if (this.#isPastRetention(nowMs)) return await this.#removeAll();
-    if (
-      this.#at &&
-      this.#droppedMs === undefined &&
-      (this.#snapshotWanted || isSnapshotDue(this.#levels, settings, nowMs))
-    )
-      await this.#snapshot();
+    if (this.#isSnapshotDue(nowMs)) await this.#snapshot();
     for (const [i, intervalMs] of settings.levelIntervalsMs.entries()) {
       if (isCompactionDue(this.#levels, i + 1, intervalMs, nowMs)) await this.#compact(i + 1);
     }
     await this.#remove(expired(this.#levels, settings, nowMs));
+  }
+
+  #isSnapshotDue(nowMs: number): boolean {
+    if (!this.#at || this.#droppedMs !== undefined) return false;
+    return this.#snapshotWanted || isSnapshotDue(this.#levels, this.#o.settings, nowMs);
   }
 
   async #compact(level: number): Promise<void> {

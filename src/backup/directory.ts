@@ -6,6 +6,7 @@ import { KiteError } from '../errors.js';
 import { isErrno } from '../util/files.js';
 import {
   missingObject,
+  readObject,
   type ByteRange,
   type Destination,
   type ObjectBody,
@@ -15,6 +16,9 @@ import {
 
 /** Begins the names of files that are being written: they are no objects yet. */
 const TEMPORARY = '.kitefs-';
+
+/** For people. */
+export const directoryUrl = (root: string): string => `file://${root}`;
 
 /**
  * A folder as a destination. A file gets its name by link(2), which fails when the name is taken, after its bytes are durable:
@@ -27,7 +31,7 @@ export class DirectoryDestination implements Destination {
 
   constructor(root: string) {
     this.#root = root;
-    this.url = `file://${root}`;
+    this.url = directoryUrl(root);
   }
 
   async *list(prefix: string, options: { readonly after?: string } = {}): AsyncGenerator<StoredObject> {
@@ -102,10 +106,8 @@ export class DirectoryDestination implements Destination {
     for (;;) {
       const version = await this.#newest(key);
       if (version === undefined) return { bytes: Buffer.alloc(0), version };
-      const chunks: Uint8Array[] = [];
       try {
-        for await (const chunk of await this.get(`${key}/${version}`)) chunks.push(chunk);
-        return { bytes: Buffer.concat(chunks), version };
+        return { bytes: await readObject(this, `${key}/${version}`), version };
       } catch (error) {
         // Replaced since it was listed: there is a newer one.
         if (!(error instanceof KiteError) || error.code !== 'ERR_BACKUP_MISSING') throw error;
@@ -119,11 +121,8 @@ export class DirectoryDestination implements Destination {
     if (newest !== version) return false;
     const next = (BigInt(version ?? '0') + 1n).toString().padStart(16, '0');
     if ((await this.create(`${key}/${next}`, bytes, Date.now())) === 'exists') return false;
-    // Two generations stay, for whoever is between listing and reading, or between the look above and the making.
-    const names = (await this.#entries(`${key}/`))
-      .map(({ name }) => name)
-      .filter((name) => /^\d{16}$/.test(name));
-    const old = names.filter((name) => BigInt(name) < BigInt(next) - 8n);
+    // The eight before it stay, for whoever is between listing and reading, or between the look above and the making.
+    const old = (await this.#versions(key)).filter((name) => BigInt(name) < BigInt(next) - 8n);
     await this.remove(old.map((name) => `${key}/${name}`));
     return true;
   }
@@ -139,11 +138,12 @@ export class DirectoryDestination implements Destination {
   close(): void {}
 
   async #newest(key: string): Promise<string | undefined> {
+    return (await this.#versions(key)).toSorted().at(-1);
+  }
+
+  async #versions(key: string): Promise<string[]> {
     const names = (await this.#entries(`${key}/`)).map(({ name }) => name);
-    return names
-      .filter((name) => /^\d{16}$/.test(name))
-      .toSorted()
-      .at(-1);
+    return names.filter((name) => /^\d{16}$/.test(name));
   }
 
   async #entries(prefix: string): Promise<{ name: string; isFolder: boolean }[]> {

@@ -2,8 +2,8 @@ import { resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { KiteError } from '../errors.js';
 import type { Destination } from './destination.js';
-import { DirectoryDestination } from './directory.js';
-import { openS3, type S3Settings } from './s3.js';
+import { DirectoryDestination, directoryUrl } from './directory.js';
+import { openS3, s3Url, type S3Settings } from './s3.js';
 
 /** What a destination is made from: Litestream's keys of a replica. */
 export type DestinationSettings = S3Settings | { readonly type: 'file'; readonly path: string };
@@ -16,9 +16,7 @@ export async function openDestination(settings: DestinationSettings): Promise<De
 
 /** For people; has no secrets. */
 export const describeDestination = (settings: DestinationSettings): string =>
-  settings.type === 's3'
-    ? `s3://${settings.bucket}${settings.path && `/${settings.path}`}`
-    : `file://${resolve(settings.path)}`;
+  settings.type === 's3' ? s3Url(settings) : directoryUrl(resolve(settings.path));
 
 /** Schemes of Litestream that a later version brings. */
 const LATER = ['gs', 'gcs', 'abs', 'sftp', 'webdav', 'webdavs', 'nats', 'oss'];

@@ -42,6 +42,9 @@ const PART_BYTES = 8 * 1024 * 1024;
 const MAX_PARTS = 9_000;
 const REMOVE_AT_ONCE = 1000;
 
+/** For people. */
+export const s3Url = ({ bucket, path }: S3Settings): string => `s3://${bucket}${path && `/${path}`}`;
+
 /**
  * S3 and compatibles. The library is loaded here only, because it takes 200 ms and 30 MB that a node without such a destination
  * should not pay.
@@ -68,7 +71,7 @@ class S3Destination implements Destination {
     this.#sdk = sdk;
     this.#settings = settings;
     this.#prefix = settings.path === '' ? '' : `${settings.path}/`;
-    this.url = `s3://${settings.bucket}${settings.path && `/${settings.path}`}`;
+    this.url = s3Url(settings);
     const { accessKeyId, secretAccessKey, endpoint, sseCustomerKey } = settings;
     if (settings.skipVerify) this.#agent = new Agent({ rejectUnauthorized: false, keepAlive: true });
     this.#sse = sseCustomerKey
@@ -102,40 +105,42 @@ class S3Destination implements Destination {
   }
 
   async *list(prefix: string, options: { readonly after?: string } = {}): AsyncGenerator<StoredObject> {
-    let token: string | undefined;
-    do {
-      const command = new this.#sdk.ListObjectsV2Command({
-        Bucket: this.#settings.bucket,
-        Prefix: this.#prefix + prefix,
-        ContinuationToken: token,
-        ...(options.after !== undefined && { StartAfter: this.#prefix + options.after }),
-      });
-      const page = await this.#do('list', prefix, () => this.#client.send(command));
-      for (const { Key, Size, LastModified } of page.Contents ?? []) {
+    const more = options.after === undefined ? {} : { StartAfter: this.#prefix + options.after };
+    for await (const { Contents = [] } of this.#pages(prefix, more)) {
+      for (const { Key, Size, LastModified } of Contents) {
         if (Key === undefined) continue;
         const key = Key.slice(this.#prefix.length);
         yield { key, sizeBytes: Size ?? 0, modifiedMs: LastModified?.getTime() ?? 0 };
       }
-      token = page.IsTruncated ? page.NextContinuationToken : undefined;
-    } while (token !== undefined);
+    }
   }
 
   async folders(prefix: string): Promise<string[]> {
     const names: string[] = [];
+    for await (const { CommonPrefixes = [] } of this.#pages(prefix, { Delimiter: '/' })) {
+      for (const { Prefix = '' } of CommonPrefixes)
+        names.push(Prefix.slice(this.#prefix.length + prefix.length, -1));
+    }
+    return names;
+  }
+
+  /** A listing, which S3 gives in pages of 1 000. */
+  async *#pages(
+    prefix: string,
+    more: { StartAfter?: string; Delimiter?: string },
+  ): AsyncGenerator<Sdk.ListObjectsV2CommandOutput> {
     let token: string | undefined;
     do {
       const command = new this.#sdk.ListObjectsV2Command({
         Bucket: this.#settings.bucket,
         Prefix: this.#prefix + prefix,
-        Delimiter: '/',
         ContinuationToken: token,
+        ...more,
       });
       const page = await this.#do('list', prefix, () => this.#client.send(command));
-      for (const { Prefix = '' } of page.CommonPrefixes ?? [])
-        names.push(Prefix.slice(this.#prefix.length + prefix.length, -1));
+      yield page;
       token = page.IsTruncated ? page.NextContinuationToken : undefined;
     } while (token !== undefined);
-    return names;
   }
 
   async get(key: string, range?: ByteRange): Promise<AsyncIterable<Uint8Array>> {

@@ -4,6 +4,7 @@ import { databaseFolder } from '../backup/layout.js';
 import { openDestination, parseDestinationUrl } from '../backup/open.js';
 import type { LoadedConfig } from '../config/load.js';
 import { KiteError } from '../errors.js';
+import { databaseFolders } from '../restore/inventory.js';
 
 /** Where the backup of a database is. */
 export interface BackupSource {
@@ -38,6 +39,10 @@ function configured<T>(backups: readonly T[]): readonly T[] {
     throw new KiteError('ERR_CONFIG_INVALID', 'the configuration has no backups: name one, or give a URL');
   return backups;
 }
+
+/** The databases of a place: a URL or a whole destination may hold one or many. */
+export const foldersOf = async ({ from, folder }: BackupSource): Promise<readonly string[]> =>
+  folder === '' ? await databaseFolders(from) : [folder];
 
 /** As sourcesOf; without a word, all of every destination of the configuration. */
 export async function placesOf(

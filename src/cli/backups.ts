@@ -2,14 +2,13 @@ import type { LoadedConfig } from '../config/load.js';
 import { KiteError } from '../errors.js';
 import { formatTxid } from '../ltx/position.js';
 import {
-  databaseFolders,
   databaseOf,
   inventoryOf,
   type Inventory,
   type OldSummary,
   type RestorePoint,
 } from '../restore/inventory.js';
-import { placesOf } from './backup-source.js';
+import { foldersOf, placesOf } from './backup-source.js';
 import { print } from './output.js';
 import { sizeText } from './progress.js';
 
@@ -22,11 +21,9 @@ export async function listBackups(
   const sources = await placesOf(word, config);
   try {
     const found: { database: string | undefined; inventory: Inventory }[] = [];
-    for (const { from, folder } of sources) {
-      // A URL or a whole destination may hold one database or many.
-      const folders = folder === '' ? await databaseFolders(from) : [folder];
-      for (const one of folders)
-        found.push({ database: databaseOf(one), inventory: await inventoryOf(from, one) });
+    for (const source of sources) {
+      for (const one of await foldersOf(source))
+        found.push({ database: databaseOf(one), inventory: await inventoryOf(source.from, one) });
     }
     if (json) print(JSON.stringify(found.map(asJson), undefined, 2));
     else if (found.length > 0) print(found.map(({ inventory }) => inventoryText(inventory)).join('\n\n'));

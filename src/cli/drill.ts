@@ -5,11 +5,10 @@ import type { LoadedConfig } from '../config/load.js';
 import { toKiteError } from '../errors.js';
 import { formatTxid } from '../ltx/position.js';
 import { listFiles } from '../restore/bucket.js';
-import { databaseFolders } from '../restore/inventory.js';
 import { reachOf } from '../restore/plan.js';
 import { restore, type Wanted } from '../restore/restore.js';
 import { replaceFile } from '../util/files.js';
-import { placesOf, type BackupSource } from './backup-source.js';
+import { foldersOf, placesOf, type BackupSource } from './backup-source.js';
 import { print } from './output.js';
 
 /** One restore of a drill, as the report has it. */
@@ -49,9 +48,10 @@ export async function drill(
   const startedAt = new Date().toISOString();
   const results: DrillResult[] = [];
   try {
-    for (const { from, folder } of sources) {
+    for (const source of sources) {
+      const { from } = source;
       try {
-        const folders = folder === '' ? await databaseFolders(from) : [folder];
+        const folders = await foldersOf(source);
         if (folders.length === 0) results.push(failed(from.url, 'there is no backup of a database'));
         for (const one of folders) results.push(...(await drillDatabase({ from, folder: one }, scratch)));
       } catch (error) {

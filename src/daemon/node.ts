@@ -408,7 +408,7 @@ export class Node implements NodeApi {
   async #flushBackups(limitMs: number): Promise<void> {
     if (!this.#backups) return;
     try {
-      for (const name of this.#store.databases()) await this.#capture.position(name);
+      await this.#captured(this.#store.databases());
       await this.#backups.sync(Math.max(0, limitMs - monotonicMs()));
     } catch (error) {
       this.#events.add('backup-behind', toKiteError(error).message, { level: 'error' });
@@ -508,10 +508,13 @@ export class Node implements NodeApi {
     if (name !== undefined && !this.#exists(name)) {
       throw new KiteError('ERR_HTTP_NOT_FOUND', `there is no database ${name} on this node`);
     }
-    // What was committed before this call is in the log after this.
-    for (const each of name === undefined ? this.#store.databases() : [name])
-      await this.#capture.position(each);
+    await this.#captured(name === undefined ? this.#store.databases() : [name]);
     await this.#backups?.sync(waitMs, name);
+  }
+
+  /** Resolves when what was committed in these databases before this call is in their logs. */
+  async #captured(names: readonly string[]): Promise<void> {
+    for (const name of names) await this.#capture.position(name);
   }
 
   async halt(request: HaltRequest): Promise<Halted> {
