@@ -38,10 +38,15 @@ export class ApplierServer {
         return await (await this.#opened(call.args.name)).keep(call.args.path);
       case 'close':
         return await this.#close(call.args.name);
+      case 'closeLetGo':
+        return await this.#closeLetGo([...this.#open.keys()]);
       case 'closeAll':
         this.#locks.release();
         for (const name of this.#halts.names) this.#unhalt(name);
         await Promise.all([...this.#open.keys()].map((name) => this.#close(name)));
+        return undefined;
+      case 'letGoAll':
+        await Promise.all([...this.#open.entries()].map(([name, database]) => this.#letGo(name, database)));
         return undefined;
       case 'settleAll':
         await Promise.all([...this.#open.values()].map((database) => database.settle()));
@@ -53,10 +58,12 @@ export class ApplierServer {
           makeJournalMode(context, call.args.name, call.args.mode),
         );
       case 'lock':
+        await this.#closeLetGo(call.args.names);
         return await this.#locks.take(call.args.names, call.args.timeoutMs);
       case 'unlock':
         return this.#locks.release();
       case 'halt':
+        await this.#closeLetGo([call.args.name]);
         // In turn: see `#unhalt`.
         return await this.#inTurn(call.args.name, () =>
           this.#halts.take(call.args.name, call.args.timeoutMs),
@@ -68,6 +75,7 @@ export class ApplierServer {
       case 'export':
         return await this.#export(call.args.name, call.args.path);
       case 'import':
+        await this.#closeLetGo([call.args.name]);
         return await this.#inTurn(call.args.name, () =>
           importDatabase(context, call.args.name, call.args.path),
         );
@@ -134,6 +142,17 @@ export class ApplierServer {
       this.#open.delete(name);
       return await still?.close();
     });
+  }
+
+  #letGo(name: string, database: ReplicaDatabase): Promise<unknown> {
+    database.stop();
+    return this.#inTurn(name, () => database.letGo());
+  }
+
+  /** Not while one of these calls has locks, which the end of our descriptors would give up. */
+  async #closeLetGo(names: readonly string[]): Promise<void> {
+    const letGo = names.filter((name) => this.#open.get(name)?.isLetGo === true);
+    await Promise.all(letGo.map((name) => this.#close(name)));
   }
 
   async #drop(name: string): Promise<void> {

@@ -125,11 +125,24 @@ export class Applier {
     return this.#call('close', { name });
   }
 
+  /**
+   * The first part of `closeAll`, for a node that becomes the primary: when it resolves capture may have the databases. The
+   * connections, whose end is a checkpoint, stay until `closeLetGo`.
+   */
+  letGoAll(): Promise<void> {
+    return this.#call('letGoAll', {});
+  }
+
+  /** Closes the connections that `letGoAll` has left. */
+  closeLetGo(): Promise<void> {
+    return this.#call('closeLetGo', {});
+  }
+
   closeAll(): Promise<void> {
     return this.#call('closeAll', {});
   }
 
-  /** Does now, while everything goes on, what a `closeAll` soon after would keep writers waiting for: checkpoints and fsyncs. */
+  /** Does now, while everything goes on, what a `letGoAll` soon after would keep writers waiting for: checkpoints and fsyncs. */
   settleAll(): Promise<void> {
     return this.#call('settleAll', {});
   }

@@ -10,8 +10,17 @@ export class Checkpointer {
 
   /** Copies the WAL into the database and empties it. False: readers were in the way, or it failed; try later. */
   run(path: string): Promise<boolean> {
+    return this.#ask(path, false);
+  }
+
+  /** Copies of the WAL into the database what it can without keeping a writer waiting. */
+  async runBesideWriters(path: string): Promise<void> {
+    await this.#ask(path, true);
+  }
+
+  #ask(path: string, passive: boolean): Promise<boolean> {
     this.#worker ??= this.#start();
-    const request: CheckpointRequest = { id: this.#nextId++, path };
+    const request: CheckpointRequest = { id: this.#nextId++, path, passive };
     return new Promise((resolve) => {
       this.#waiting.set(request.id, resolve);
       this.#worker?.postMessage(request);

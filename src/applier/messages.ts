@@ -40,6 +40,8 @@ export interface ApplierCalls {
   keep: [{ name: string; path: string }, void];
   close: [{ name: string }, EpochPosition | undefined];
   closeAll: [Record<string, never>, void];
+  letGoAll: [Record<string, never>, void];
+  closeLetGo: [Record<string, never>, void];
   settleAll: [Record<string, never>, void];
   recover: [{ name: string }, void];
   makeJournalMode: [{ name: string; mode: JournalMode }, JournalMode];

@@ -63,6 +63,7 @@ export class ReplicaDatabase {
   #checkStep: (() => void) | undefined;
   #checked = false;
 
+  #letGone = false;
   /** Not any more when a turn failed: what is in memory may be ahead of what was written. */
   #ready = false;
 
@@ -75,6 +76,11 @@ export class ReplicaDatabase {
   /** Whether it was opened, and did not fail since. */
   get ready(): boolean {
     return this.#ready;
+  }
+
+  /** Whether others may change the database already: see `letGo`. */
+  get isLetGo(): boolean {
+    return this.#letGone;
   }
 
   /** The primary's journal mode bytes, when known. */
@@ -213,21 +219,40 @@ export class ReplicaDatabase {
     this.#stop.abort(new KiteError('ERR_APPLIER_LOCKED', `${this.#name} was closed before all was done`));
   }
 
-  /** Ends waits, saves the checksums with their position, and closes. Returns the position, if known. */
-  async close(): Promise<EpochPosition | undefined> {
+  /**
+   * Ends waits and saves the checksums with their position: from here on others may change the database. Of this only the
+   * connection is left, which does nothing until `close`. Returns the position, if known.
+   */
+  async letGo(): Promise<EpochPosition | undefined> {
     this.stop();
     this.#ready = false;
     await this.#draining;
+    // It truncates the WAL, of which whoever is next would not be told.
+    await this.#checkpointing;
+    const state = this.#state;
+    const isServed = state !== undefined && this.#connection !== undefined;
+    const synced = isServed ? this.#syncFiles() : undefined;
+    this.#save();
     // With the mark removed the saved checksums are believed, also when an application keeps the WAL in use and the power is
     // cut: then the pages that they are of must be there.
-    if (this.#state && this.#connection) await this.#syncFiles();
-    this.#save();
-    if (this.#state && this.#connection) {
-      await this.#release();
-      markClosed(this.#paths.directory);
-    }
+    await synced;
+    if (isServed) markClosed(this.#paths.directory);
+    // What others do from now on is not in it: it may not be saved again.
+    this.#state = undefined;
+    this.#letGone = true;
+    return state?.position;
+  }
+
+  /**
+   * As `letGo`, then closes the connection. When that is the last one it is a checkpoint, during which nobody can open the
+   * database: of one that was let go before, which others write by now, most is done before.
+   */
+  async close(): Promise<EpochPosition | undefined> {
+    if (this.isLetGo && this.#connection)
+      await this.#context.checkpointer.runBesideWriters(mountPath(this.#context, this.#name));
+    const position = await this.letGo();
     await this.#release();
-    return this.#state?.position;
+    return position;
   }
 
   /** An empty database for those who have it open, then its removal (trap 25). */
@@ -446,7 +471,8 @@ export class ReplicaDatabase {
   #maybeCheckpoint(): void {
     const waiting = this.#queue.length > 0;
     if (this.#walBytes < (waiting ? CHECKPOINT_NOW_BYTES : CHECKPOINT_BYTES)) return;
-    if (!this.#connection || this.#checkpointing || monotonicMs() < this.#checkpointAtMs) return;
+    if (!this.#ready || !this.#connection || this.#checkpointing) return;
+    if (monotonicMs() < this.#checkpointAtMs) return;
     this.#checkpointing = this.#checkpoint().finally(() => (this.#checkpointing = undefined));
   }
 

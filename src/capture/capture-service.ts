@@ -8,7 +8,7 @@ import { CHECKSUM_FLAG } from '../ltx/format.js';
 import { databasePaths, storedDatabaseNames } from '../store/data-directory.js';
 import { Log } from '../store/log.js';
 import { BackgroundCheck } from '../store/background-check.js';
-import type { EpochPosition } from '../store/types.js';
+import type { EpochPosition, LogContents } from '../store/types.js';
 import { monotonicMs } from '../util/clock.js';
 import { fsyncDirectory } from '../util/files.js';
 import type { CommitSignal } from './commit-signal.js';
@@ -156,7 +156,7 @@ export class CaptureService {
   }
 
   /** See Capture.promote. */
-  promote(epoch: bigint): PromotedDatabase[] {
+  promote(epoch: bigint, logs: ReadonlyMap<string, LogContents> = new Map()): PromotedDatabase[] {
     this.#closeAll();
     this.#halted.clear();
     this.#epoch = epoch;
@@ -164,10 +164,11 @@ export class CaptureService {
     const promoted: PromotedDatabase[] = [];
     for (const name of this.#storedNames()) {
       try {
-        const database = this.#open(name, epoch, (opened, wasOpen) => {
+        const start = (opened: DatabaseCapture, wasOpen: boolean): void => {
           const { current } = opened.load();
           opened.reconcile(wasOpen || !current);
-        });
+        };
+        const database = this.#open(name, epoch, start, logs.get(name));
         promoted.push({ name, position: database.position });
         this.#checkBehind(database);
       } catch (thrown) {
@@ -381,11 +382,12 @@ export class CaptureService {
     name: string,
     epoch: bigint,
     start: (database: DatabaseCapture, wasOpen: boolean) => void,
+    contents?: LogContents,
   ): DatabaseCapture {
     const { ltx, directory } = databasePaths(this.#options.dataDir, name);
     // Repaired when the node started; whatever came since this process has written whole. Verifying it all again would keep
     // the writers of a hand-off waiting.
-    const log = Log.open(ltx, { repair: false });
+    const log = contents ? Log.openAs(ltx, contents) : Log.open(ltx, { repair: false });
     const database = this.#make(name, log, epoch, () => {
       if (this.#control.epoch <= epoch) return; // it is raised by whoever learns of another primary
       throw new KiteError('ERR_CAPTURE_FENCED', `${name}: epoch ${epoch} is over`);

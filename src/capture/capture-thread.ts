@@ -31,7 +31,7 @@ const calls: { [K in keyof CaptureCalls]: (args: CaptureCalls[K][0]) => unknown 
     waker = new Waker(args.waker);
   },
   recover: (args) => service.recover(args.name),
-  promote: (args) => service.promote(args.epoch),
+  promote: (args) => service.promote(args.epoch, args.logs),
   demote: () => service.demote(),
   halt: (args) => service.halt(args.name, args.epoch, args.at),
   unhalt: (args) => service.unhalt(args.name),

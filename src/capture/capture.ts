@@ -4,7 +4,7 @@ import { MessageChannel, Worker, type MessagePort } from 'node:worker_threads';
 import { KiteError } from '../errors.js';
 import type { TxidRange } from '../ltx/position.js';
 import type { CheckProgress } from '../store/background-check.js';
-import type { EpochPosition, LogFile } from '../store/types.js';
+import type { EpochPosition, LogContents, LogFile } from '../store/types.js';
 import { CommitSignal } from './commit-signal.js';
 import type { GateEndpoint } from './gate-client.js';
 import type {
@@ -118,10 +118,11 @@ export class Capture extends EventEmitter<CaptureEvents> {
 
   /**
    * This node is primary now: takes over the page checksums of all databases, compares each with its log,
-   * emits one transaction where they differ, and captures from then on under `epoch`.
+   * emits one transaction where they differ, and captures from then on under `epoch`. `logs`: what the caller's logs hold, to
+   * which it adds nothing more; the folders of others are read.
    */
-  promote(epoch: bigint): Promise<PromotedDatabase[]> {
-    return this.#call('promote', { epoch });
+  promote(epoch: bigint, logs: ReadonlyMap<string, LogContents>): Promise<PromotedDatabase[]> {
+    return this.#call('promote', { epoch, logs });
   }
 
   /** Captures what is committed, hands the page checksums over (flushed), and lets go of all databases. */

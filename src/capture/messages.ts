@@ -3,7 +3,7 @@ import type { MessagePort } from 'node:worker_threads';
 import type { ErrorCode } from '../errors.js';
 import type { TxidRange } from '../ltx/position.js';
 import type { CheckProgress } from '../store/background-check.js';
-import type { EpochPosition, LogFile } from '../store/types.js';
+import type { EpochPosition, LogContents, LogFile } from '../store/types.js';
 import type { JournalCommit } from './gate.js';
 
 /** What the mount asks of the capture thread; answered by `GateReply` with the same id. */
@@ -75,7 +75,7 @@ export interface CaptureCalls {
   gate: [{ port: MessagePort }, void];
   waker: [{ waker: SharedArrayBuffer }, void];
   recover: [{ name: string }, EpochPosition | undefined];
-  promote: [{ epoch: bigint }, PromotedDatabase[]];
+  promote: [{ epoch: bigint; logs: ReadonlyMap<string, LogContents> }, PromotedDatabase[]];
   demote: [Record<string, never>, void];
   halt: [{ name: string; epoch: bigint; at: EpochPosition }, void];
   unhalt: [{ name: string }, EpochPosition | undefined];

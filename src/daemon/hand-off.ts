@@ -74,7 +74,7 @@ export class HandOff {
       const heard = await this.#heard(this.#eligible(request.target), request.waitMs);
       const target = await this.#near(heard, request.waitMs);
       // Everything but the last moment's: the change of role fsyncs the log, and writers then wait for it.
-      await Promise.all(this.#parts.store.databases().map((name) => this.#parts.store.sync(name)));
+      await this.#parts.store.syncAll();
       await this.#lockAll(request.waitMs);
       const heldMs = monotonicMs();
       await this.#finish(target);
@@ -222,7 +222,7 @@ export class HandOff {
   }
 
   async #finish(target: string): Promise<void> {
-    const { lease, roles } = this.#parts;
+    const { lease, roles, applier } = this.#parts;
     // The locks are SQLite's courtesy; this is what makes the position final, also for databases that have no lock.
     await roles.pauseWrites();
     const limitMs = monotonicMs() + EXACT_LIMIT_MS;
@@ -239,6 +239,8 @@ export class HandOff {
       ends = now;
     }
     await lease.handOff(target);
+    // From here on the mount refuses every write of an application: one that waits for its lock may learn that.
+    await applier.unlock().catch(() => undefined);
     await roles.settled();
   }
 

@@ -48,7 +48,7 @@ import { lostAfter } from '../store/lost-after.js';
 import { LostAndFound } from '../store/lost-and-found.js';
 import { syncFiles } from '../store/log-sync.js';
 import { formatChecksums } from '../store/page-difference.js';
-import type { EpochPosition, LogFile } from '../store/types.js';
+import type { EpochPosition, LogContents, LogFile } from '../store/types.js';
 import { ApplyQueue } from './apply-queue.js';
 import type { EventLog } from './event-log.js';
 import { RecentFiles } from './recent-files.js';
@@ -189,6 +189,11 @@ export class NodeStore implements ReplicationStore {
       if (log.lastPosition) ends.set(name, log.lastPosition);
     }
     return ends;
+  }
+
+  /** What each log holds, for capture. */
+  logContents(): ReadonlyMap<string, LogContents> {
+    return new Map([...this.#entries.values()].map(({ name, log }) => [name, log.contents]));
   }
 
   appliedPosition(name: string): EpochPosition | undefined {
@@ -356,6 +361,11 @@ export class NodeStore implements ReplicationStore {
 
   async sync(name: string): Promise<void> {
     await this.#entries.get(name)?.log.sync();
+  }
+
+  /** As `sync`, for every log. */
+  async syncAll(): Promise<void> {
+    await Promise.all([...this.#entries.values()].map(({ log }) => log.sync()));
   }
 
   isGrounded(name: string): boolean {

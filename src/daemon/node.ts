@@ -313,7 +313,6 @@ export class Node implements NodeApi {
       config,
       lease: this.#lease,
       roles: this.#roles,
-      applier: this.#applier,
       events: this.#events,
       role: () => this.#role,
       holder: () => this.#holder,
@@ -617,6 +616,10 @@ export class Node implements NodeApi {
         this.#durability.primary(event.epoch);
         this.#control.state = MountState.primary;
         this.#setRole('primary', undefined);
+        this.#roles
+          .closeApplied()
+          .catch((error: unknown) => this.#trouble(error))
+          .finally(() => (this.#wasReady ||= this.#role === 'primary'));
         this.#backups?.primary(
           { clusterId: this.#store.clusterId, epoch: event.epoch, nodeId: this.#store.nodeId },
           Number(event.deadlineNs) / 1e6,
@@ -752,7 +755,6 @@ export class Node implements NodeApi {
   }
 
   #isReady(): boolean {
-    if (this.#role === 'primary') this.#wasReady = true;
     if (this.#role === 'replica' && !this.#wasReady)
       this.#wasReady = this.#roles.client?.status().caughtUp ?? false;
     return this.#wasReady && this.#role !== 'closed';

@@ -1,5 +1,4 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { Applier } from '../applier/applier.js';
 import type { Config } from '../config/load.js';
 import { KiteError, toKiteError } from '../errors.js';
 import type { Lease } from '../lease/lease.js';
@@ -22,7 +21,6 @@ export interface PromotionParts {
   readonly config: Config;
   readonly lease: Lease;
   readonly roles: RoleSwitch;
-  readonly applier: Applier;
   readonly events: EventLog;
   readonly role: () => NodeRole;
   /** The primary as far as this node knows. */
@@ -43,7 +41,7 @@ export class Promotion {
    * ERR_LEASE_NOT_CANDIDATE, ERR_LEASE_HANDOFF.
    */
   async promote({ waitMs, acceptLoss }: { waitMs: number; acceptLoss: boolean }): Promise<void> {
-    const { config, lease, roles, applier, role, holder } = this.#parts;
+    const { config, lease, roles, role, holder } = this.#parts;
     if (role() === 'primary') return;
     if (config.lease.type === 'static') {
       throw new KiteError(
@@ -63,7 +61,7 @@ export class Promotion {
     let refused: KiteError | undefined;
     const asked = roles.client?.status().connected ? roles.client : undefined;
     // Best done before writers wait for it; a promotion that lacks it only takes longer.
-    if (asked) await applier.settleAll().catch(() => undefined);
+    if (asked) await roles.prepare().catch(() => undefined);
     asked?.requestHandOff(waitMs, (why) => (refused = why));
     const primary = holder();
     if (!asked && primary && !acceptLoss) {
@@ -78,6 +76,7 @@ export class Promotion {
       const why = asked ? `${primary?.nodeId ?? 'the primary'} did not answer` : lease.waitingFor;
       throw new KiteError('ERR_LEASE_HANDOFF', `this node did not become primary in time: ${why}`);
     }
+    await roles.settled();
   }
 
   /**

@@ -49,6 +49,8 @@ export class RoleSwitch {
   #owner: 'none' | 'capture' | 'applier' = 'none';
   /** Databases that capture cannot follow: they are read only until the role changes. */
   readonly #stopped = new Set<string>();
+  /** The data directory is marked as one that a primary writes. */
+  #marked = false;
   #client: ReplicationClient | undefined;
   #followed: LeaseHolder | undefined;
   #turn: Promise<void> = Promise.resolve();
@@ -122,17 +124,17 @@ export class RoleSwitch {
             `these databases are not whole here: ${troubled.join(', ')}`,
           );
         }
-        // The applier's lasting connections would make journal-mode switches of applications fail (trap 18).
         await store.unfollow();
-        await applier.closeAll();
+        this.#owner = 'none';
+        await applier.letGoAll();
       }
-      // Kept before the first write: after a crash this node must know that its WALs may hold more than its logs.
+      // Kept before the first transaction of the new epoch: after a crash this node must know that its WALs may hold more than its logs.
       data.updateNode({ epoch, wasPrimary: true });
-      markServed(data.path);
+      this.#mark();
       this.#owner = 'capture';
       this.#recovered = false;
       this.#stopped.clear();
-      for (const database of await capture.promote(epoch)) {
+      for (const database of await capture.promote(epoch, store.logContents())) {
         if (!database.error) continue;
         const error = new KiteError(database.error.code, database.error.message);
         events.add('database-failed', error.describe(), { database: database.name, level: 'error' });
@@ -141,6 +143,32 @@ export class RoleSwitch {
       }
       await this.#parts.mount.stopWrites([...this.#stopped]);
     });
+  }
+
+  /**
+   * After `becomePrimary`, once the mount is a primary's: what the applier has kept open goes. Its lasting connections would make
+   * journal-mode switches of applications fail (trap 18); closing them is a checkpoint, which writers need not wait for.
+   */
+  closeApplied(): Promise<void> {
+    return this.#inTurn(async () => {
+      if (this.#owner !== 'capture') return;
+      await this.#parts.store.syncAll();
+      await this.#parts.applier.closeLetGo();
+    });
+  }
+
+  /** Does now, while writers go on elsewhere, what `becomePrimary` would keep them waiting for: fsyncs and checkpoints. */
+  prepare(): Promise<void> {
+    return this.#inTurn(async () => {
+      if (this.#owner !== 'applier') return;
+      this.#mark();
+      await this.#parts.applier.settleAll();
+    });
+  }
+
+  #mark(): void {
+    if (!this.#marked) markServed(this.#parts.data.path);
+    this.#marked = true;
   }
 
   /** Somebody else is primary, or nobody is known to be. */
@@ -171,7 +199,10 @@ export class RoleSwitch {
       if (this.#owner === 'none') this.#follow();
       data.updateNode({ wasPrimary: false });
       // What a power cut may have taken from here comes from the primary.
-      if (holder) markClosed(data.path);
+      if (holder) {
+        markClosed(data.path);
+        this.#marked = false;
+      }
       await this.#followPrimary(holder);
     });
   }

@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { type FSWatcher, statSync, watch } from 'node:fs';
+import { type FSWatcher, statSync, utimesSync, watch } from 'node:fs';
 import { basename, dirname } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import Database from 'better-sqlite3';
@@ -88,9 +88,24 @@ class LocalLease implements LeaseAdapter {
             WHERE generation || '-' || version = ? RETURNING generation || '-' || version AS version`,
         )
         .get(encodeRecord(record), expected);
-      if (row) this.#writtenEpoch = record.epoch;
-      return row?.version;
+      if (!row) return undefined;
+      this.#writtenEpoch = record.epoch;
+      this.#wakeWatchers();
+      return row.version;
     });
+  }
+
+  /**
+   * The write into the `-wal` has woken them too early: until its fsync has ended, and SQLite's wal-index in shared memory
+   * has changed, of which nobody is told, they read the record of before.
+   */
+  #wakeWatchers(): void {
+    try {
+      const now = new Date();
+      utimesSync(this.#path, now, now);
+    } catch {
+      // Then they see it when they look the next time.
+    }
   }
 
   async watch(version: string, waitMs: number): Promise<VersionedRecord> {
@@ -105,7 +120,7 @@ class LocalLease implements LeaseAdapter {
     }
   }
 
-  /** SQLite writes each change of the record into the `-wal` beside it; undefined where that cannot be watched. */
+  /** Tells of changes of the record (see `#wakeWatchers`); undefined where the folder cannot be watched. */
   #watchFolder(): FSWatcher | undefined {
     const name = basename(this.#path);
     try {

@@ -16,7 +16,7 @@ import { fsyncDirectory, isErrno, writeFully } from '../util/files.js';
 import { readLogFile, sortFolder, verifyLogFile, whyNotAfter, type FolderContents } from './log-files.js';
 import { readSyncedTxid, syncFiles, writeSyncedTxid } from './log-sync.js';
 import type { LostAndFound, LostTransactions } from './lost-and-found.js';
-import type { EpochPosition, LogFile } from './types.js';
+import type { EpochPosition, LogContents, LogFile } from './types.js';
 
 /** Ends the name of a file that `open` has set aside. */
 const TORN = '.torn';
@@ -85,6 +85,30 @@ export class Log {
     if (options.repair) log.#repair();
     else log.#view();
     return log;
+  }
+
+  /**
+   * Opens a log of which another thread's Log says what it holds, which may not change any more: to list its folder would take
+   * 1.5 µs for each file.
+   */
+  static openAs(directory: string, { txids, last }: LogContents): Log {
+    const log = new Log(directory);
+    for (let i = 0; i < txids.length; i += 2)
+      log.#entries.push({ minTxid: txids[i]!, maxTxid: txids[i + 1]! });
+    log.#last = last;
+    const newest = log.#entries.at(-1);
+    if (newest) newest.file = last;
+    return log;
+  }
+
+  /** See `openAs`. */
+  get contents(): LogContents {
+    const txids = new BigUint64Array(this.#entries.length * 2);
+    for (const [i, { minTxid, maxTxid }] of this.#entries.entries()) {
+      txids[i * 2] = minTxid;
+      txids[i * 2 + 1] = maxTxid;
+    }
+    return { txids, last: this.#last };
   }
 
   /** Names of the files that `open` has set aside, for the log of the daemon. */

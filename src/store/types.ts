@@ -15,6 +15,13 @@ export interface LogFile extends TxidRange {
   readonly commitPages: number;
 }
 
+/** What a log holds, for another thread that goes on with it. */
+export interface LogContents {
+  /** First and last TXID of each file, oldest first. */
+  readonly txids: BigUint64Array;
+  readonly last: LogFile | undefined;
+}
+
 /** A position and the epoch of its last transaction: what two histories are compared by (trap 3). */
 export interface EpochPosition extends Position {
   readonly epoch: bigint;
