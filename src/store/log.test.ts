@@ -366,6 +366,20 @@ test('another Log on the same folder sees what is there and is told of what come
   expect(view.filesAfter(NO_POSITION)).toEqual(log.filesAfter(NO_POSITION));
 });
 
+test('a Log that is opened as another one goes on where that is', async () => {
+  const files = chain(4);
+  const { directory, log } = logWith(files.slice(0, 3));
+  await log.sync();
+  const other = Log.openAs(directory, log.contents);
+  expect(other.contents).toEqual(log.contents);
+  expect(other.lastPosition).toEqual(positionOf(files[2]!));
+  expect(other.filesAfter(NO_POSITION)).toEqual(log.filesAfter(NO_POSITION));
+  other.append(files[3]!.bytes, files[3]!.meta);
+  await other.close();
+  expect(Log.open(directory, { repair: true }).fileCount).toBe(4);
+  expect(Log.openAs(directory, logWith([]).log.contents).lastPosition).toBeUndefined();
+});
+
 test('a Log that lists files which another one has removed says that it does not hold them', async () => {
   const files = chain(6);
   const { directory, log } = logWith(files);

@@ -44,6 +44,27 @@ test('A snapshot replaces everything, also with pages of another size, beside co
   await rig.assertSame();
 });
 
+test('A database that was let go is written by others; its late end changes nothing, and takes no lock away', async () => {
+  const rig = await start();
+  const { applier, name, source } = rig;
+  await applier.apply(name, [source.run(TABLE)]);
+  await applier.letGoAll();
+  await sqlite(rig.path, 'CREATE TABLE other(x)');
+  expect(await applier.lockForHandOff([name], 1000)).toEqual([]);
+  await applier.closeLetGo();
+  await expect(sqlite(rig.path, 'PRAGMA busy_timeout=50', 'CREATE TABLE late(x)')).rejects.toThrow(/locked/);
+  await applier.unlock();
+  await sqlite(rig.path, 'PRAGMA journal_mode = DELETE', 'DROP TABLE other');
+  expect(await sqlite(rig.path, 'SELECT count(*) FROM t')).toBe('300');
+
+  // Let go and taken back with nothing written in between: where it was.
+  const { position } = await applier.apply(name, [source.commit({ snapshot: true })]);
+  await applier.letGoAll();
+  expect(await applier.open(name)).toMatchObject({ position });
+  await applier.apply(name, [source.run('DELETE FROM t WHERE id > 50')]);
+  await rig.assertSame();
+});
+
 test('Readers of a dropped database see it empty, and a new one of that name is another', async () => {
   const rig = await start();
   const { applier, name, source } = rig;
