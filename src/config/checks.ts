@@ -1,5 +1,6 @@
 import { existsSync } from 'node:fs';
 import { dirname } from 'node:path';
+import { REMOTE_TTL_MIN_MS } from '../lease/schedule.js';
 import type { Config } from './load.js';
 import { isLoopback } from './values.js';
 
@@ -99,8 +100,8 @@ function checkConsul({ lease }: Config, rule: (key: string, holds: boolean, text
   );
   rule(
     consul.ttlMs === undefined ? 'lease.ttl' : 'lease.consul.ttl',
-    lease.ttlMs >= 1000,
-    'lease.consul.ttl: at least 1s is needed, because every call to Consul gets a fifth of it',
+    lease.ttlMs >= REMOTE_TTL_MIN_MS,
+    'lease.consul.ttl: at least 2s is needed, or at two writes a second to Consul a failed renewal could not be repeated in time',
   );
   rule(
     consul.clientCert === undefined ? 'lease.consul.client-key' : 'lease.consul.client-cert',

@@ -162,7 +162,7 @@ describe('the configuration', () => {
       ).toEqual([
         'kitefs.yml:5: lease.consul.url: expected a URL such as http://127.0.0.1:8500 or https://:TOKEN@consul:8501/prefix',
         'kitefs.yml:4: lease.consul.key: lease.type consul needs the key of the lease, such as app/primary',
-        'kitefs.yml:6: lease.consul.ttl: at least 1s is needed, because every call to Consul gets a fifth of it',
+        'kitefs.yml:6: lease.consul.ttl: at least 2s is needed, or at two writes a second to Consul a failed renewal could not be repeated in time',
         'kitefs.yml:8: lease.consul.client-cert and lease.consul.client-key need one another',
         'kitefs.yml:7: lease.consul.ca-file: there is no file /nowhere',
       ]);

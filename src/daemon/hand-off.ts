@@ -140,7 +140,7 @@ export class HandOff {
       const names = members.map(({ nodeId }) => nodeId).join(', ');
       throw new KiteError(
         'ERR_LEASE_HANDOFF',
-        `${names} is not heard of in the lease: a node that was just started is after about 1.5 × lease.ttl; ask again then, or with a longer --wait`,
+        `${names} is not heard of in the lease: a node whose machine was just started is after lease.ttl and some seconds; ask again then, or with a longer --wait`,
       );
     }
   }

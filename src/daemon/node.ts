@@ -278,9 +278,12 @@ export class Node implements NodeApi {
     });
     this.#undo.push(() => admin.close());
 
+    const incarnation = randomUUID();
     this.#lease = new Lease({
       adapter,
       clusterId,
+      incarnation,
+      formerIncarnation: this.#data.replaceProcess(incarnation),
       node: {
         nodeId,
         advertiseUrl: config.lease.advertiseUrl,

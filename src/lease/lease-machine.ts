@@ -7,6 +7,7 @@ import type {
   LeaseInput,
   LeaseMachineOptions,
 } from './protocol.js';
+import { type Schedule, scheduleOf } from './schedule.js';
 import { takeover } from './takeover.js';
 import type { LeaseEvent, LeaseHolder, LeaseRecord, Member, NodeProcess, VersionedRecord } from './types.js';
 
@@ -66,6 +67,7 @@ interface Leaving {
 export class LeaseMachine {
   readonly #options: LeaseMachineOptions;
   readonly #self: LeaseHolder;
+  readonly #schedule: Schedule;
   readonly #beatMs: number;
   readonly #membership: Membership;
   #effects: LeaseEffect[] = [];
@@ -118,9 +120,9 @@ export class LeaseMachine {
     const { nodeId, advertiseUrl, peerAddress } = options.node;
     this.#self = { nodeId, incarnation: options.incarnation, advertiseUrl, peerAddress };
     this.#highestEpoch = options.highestEpoch;
-    this.#beatMs = options.ttlMs / 5;
-    const turnMs = options.remote ? this.#beatMs : 0;
-    this.#membership = new Membership(this.#self, options.ttlMs + options.marginMs, turnMs);
+    this.#schedule = scheduleOf(options.ttlMs, options.remote ?? false);
+    this.#beatMs = this.#schedule.beatMs;
+    this.#membership = new Membership(this.#self, options.ttlMs + options.marginMs, this.#schedule);
   }
 
   /** When the next `tick` is needed, monotonic ms. */
@@ -330,7 +332,7 @@ export class LeaseMachine {
     hold.record = record;
     // The version has moved on: no earlier renewal can be carried out any more.
     hold.syncSets = [record.syncSet];
-    this.#nextRenewMs = call.sentMs + this.#beatMs;
+    this.#nextRenewMs = call.sentMs + this.#schedule.renewMs;
     const { wantedSyncSet } = hold;
     if (wantedSyncSet && wantedSyncSet !== record.syncSet) this.#nextRenewMs = now; // asked for meanwhile
     const deadlineMs = call.sentMs + this.#options.ttlMs - this.#options.marginMs;
@@ -355,9 +357,9 @@ export class LeaseMachine {
 
   #membersRead(now: number, registered: readonly Member[]): void {
     const members = registered.filter((member) => member.clusterId === this.#options.clusterId);
-    const twin = this.#membership.twin;
-    const ended = twin !== undefined && this.#ended.has(twin.incarnation);
-    const verdict = this.#membership.observe(members, now, ended);
+    const hasEnded = (incarnation: string): boolean =>
+      this.#ended.has(incarnation) || incarnation === this.#options.formerIncarnation;
+    const verdict = this.#membership.observe(members, now, hasEnded);
     this.#nextMembersMs = now + this.#beatMs;
     if (verdict === 'duplicate') {
       const reason = `another live process uses node id ${this.#self.nodeId}`;
@@ -390,7 +392,8 @@ export class LeaseMachine {
   /** Whether others should hear from this node out of turn: a new epoch, or positions before an election. */
   #hasNews(now: number): boolean {
     if (this.#registeredEpoch !== this.#highestEpoch) return true;
-    return !this.#hold && this.#known !== undefined && now > this.#known.sinceMs + 2 * this.#beatMs;
+    if (this.#hold || this.#known === undefined) return false;
+    return now > this.#known.sinceMs + this.#schedule.renewMs + this.#beatMs;
   }
 
   /** A member that knows a higher epoch is ahead of what we read, or the store has lost that record: nothing below counts. */
@@ -528,6 +531,8 @@ export class LeaseMachine {
     const founded = !options.remote || known.version === options.foundedWith;
     const lost = back || (record?.epoch === 0n && !founded);
     const holder = back ? undefined : record?.holder;
+    // By the time at which a silent holder is succeeded all who live have registered out of turn (`#hasNews`).
+    const quietSinceMs = holder && sinceMs;
     const verdict = takeover(now, options, {
       record,
       sinceMs,
@@ -538,8 +543,8 @@ export class LeaseMachine {
         { untilMs: this.#pausedUntilMs, reason: 'this node gave the lease up a moment ago' },
         { untilMs: holder ? this.#graceUntilMs : 0, reason: 'after an outage the holder may return first' },
       ],
-      rivals: this.#membership.rivals(now, holder?.nodeId),
-      living: this.living(now),
+      rivals: this.#membership.rivals(now, holder?.nodeId, quietSinceMs),
+      living: members.filter(({ nodeId }) => this.#membership.isLive(nodeId, now, quietSinceMs)),
       formerRegion: members.find((member) => member.nodeId === holder?.nodeId)?.region,
       acceptLoss: now < this.#lossAcceptedUntilMs,
       handedOver: known.version === this.#handedOver,

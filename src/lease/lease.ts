@@ -11,6 +11,10 @@ export interface LeaseOptions {
   readonly adapter: LeaseAdapter;
   readonly clusterId: string;
   readonly node: LeaseNode;
+  /** Default: a random one. */
+  readonly incarnation?: string;
+  /** See LeaseMachineOptions. */
+  readonly formerIncarnation?: string | undefined;
   /** Highest epoch this node knows (node.json). */
   readonly highestEpoch: bigint;
   /** Log ends of this node now, database name to `<epoch>:<txid>`. Must be cheap: asked at every heartbeat. */
@@ -64,7 +68,8 @@ export class Lease {
     this.#machine = new LeaseMachine({
       clusterId: options.clusterId,
       node: options.node,
-      incarnation: randomUUID(),
+      incarnation: options.incarnation ?? randomUUID(),
+      formerIncarnation: options.formerIncarnation,
       highestEpoch: options.highestEpoch,
       ttlMs,
       marginMs,

@@ -1,3 +1,4 @@
+import type { Schedule } from './schedule.js';
 import type { Member, NodeProcess } from './types.js';
 
 /** Another process under this node's id, as seen in the members. */
@@ -14,20 +15,20 @@ interface Twin extends NodeProcess {
 export class Membership {
   readonly #self: NodeProcess;
   readonly #silenceMs: number;
-  readonly #beatMs: number;
+  readonly #schedule: Schedule;
   #members: readonly Member[] | undefined;
   readonly #heard = new Map<string, { seen: bigint; incarnation: string; atMs: number }>();
   #twin: Twin | undefined;
   #registered = false;
 
   /**
-   * `silenceMs`: a member whose counter stands still for so long is dead. `beatMs`, above 0: members take turns, so that all
-   * of them together register once in it; the silence is longer by one round.
+   * `silenceMs`: a member whose counter stands still for so long is dead. Where members take turns (`schedule.turnMs`) the silence is
+   * longer by one round.
    */
-  constructor(self: NodeProcess, silenceMs: number, beatMs: number) {
+  constructor(self: NodeProcess, silenceMs: number, schedule: Schedule) {
     this.#self = self;
     this.#silenceMs = silenceMs;
-    this.#beatMs = beatMs;
+    this.#schedule = schedule;
   }
 
   get members(): readonly Member[] {
@@ -47,9 +48,13 @@ export class Membership {
   /**
    * Takes the members as read. A process of this id that was there first keeps it while its counter
    * grows: `duplicate` after three changes (the last calls of a dead process may arrive late). `register`:
-   * the id is ours to register under; `wait`: not known yet.
+   * the id is ours to register under; `wait`: not known yet. `hasEnded`: whether a process is proven to be no more.
    */
-  observe(members: readonly Member[], nowMs: number, ended: boolean): 'register' | 'wait' | 'duplicate' {
+  observe(
+    members: readonly Member[],
+    nowMs: number,
+    hasEnded: (incarnation: string) => boolean,
+  ): 'register' | 'wait' | 'duplicate' {
     this.#members = members;
     const names = new Set(members.map((member) => member.nodeId));
     for (const nodeId of this.#heard.keys()) if (!names.has(nodeId)) this.#heard.delete(nodeId);
@@ -74,13 +79,13 @@ export class Membership {
     // Once registered, write over it: a late call of our own dead predecessor ends with that, while a
     // living twin writes again and is noticed.
     const silent = nowMs >= this.#twin.sinceMs + this.#deadAfterMs(nowMs);
-    return this.#registered || ended || silent ? 'register' : 'wait';
+    return this.#registered || hasEnded(other.incarnation) || silent ? 'register' : 'wait';
   }
 
   /** How long a member that has nothing new to say may wait before it registers again. */
   turnMs(nowMs: number): number {
     const live = this.members.filter((member) => this.isLive(member.nodeId, nowMs)).length;
-    return this.#beatMs * Math.max(1, live);
+    return this.#schedule.turnMs * Math.max(1, live);
   }
 
   /** Our registration was answered. */
@@ -89,25 +94,33 @@ export class Membership {
     this.#registered = true;
   }
 
-  /** Live candidates apart from this node and those named. */
-  rivals(nowMs: number, except: string | undefined): Member[] {
+  /** Live candidates apart from this node and those named; `quietSinceMs` as for `isLive`. */
+  rivals(nowMs: number, except: string | undefined, quietSinceMs: number | undefined): Member[] {
     return this.members.filter(
       (member) =>
         member.candidate &&
         member.nodeId !== this.#self.nodeId &&
         member.nodeId !== except &&
-        this.isLive(member.nodeId, nowMs),
+        this.isLive(member.nodeId, nowMs, quietSinceMs),
     );
   }
 
-  isLive(nodeId: string, nowMs: number): boolean {
+  /**
+   * Whether the member's process runs. `quietSinceMs`: since when the lease's holder is silent; then members register at every
+   * look, and nobody need wait for the turn of one that died together with the holder.
+   */
+  isLive(nodeId: string, nowMs: number, quietSinceMs?: number): boolean {
     const heard = this.#heard.get(nodeId);
-    return heard !== undefined && nowMs < heard.atMs + this.#deadAfterMs(nowMs);
+    if (heard === undefined) return false;
+    const quiet = quietSinceMs !== undefined && nowMs >= quietSinceMs + this.#silenceMs;
+    return nowMs < heard.atMs + (quiet ? this.#silenceMs : this.#deadAfterMs(nowMs));
   }
 
   #deadAfterMs(nowMs: number): number {
+    const { beatMs, turnMs } = this.#schedule;
     // Those that went long ago and left their entry take no turn.
-    const recent = [...this.#heard.values()].filter(({ atMs }) => nowMs < atMs + 2 * this.#silenceMs);
-    return this.#silenceMs + this.#beatMs * Math.max(0, recent.length - 1);
+    const longMs = this.#silenceMs + turnMs * this.#heard.size;
+    const recent = [...this.#heard.values()].filter(({ atMs }) => nowMs < atMs + longMs);
+    return Math.max(this.#silenceMs, this.#silenceMs - beatMs + turnMs * recent.length);
   }
 }

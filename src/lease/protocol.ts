@@ -57,6 +57,8 @@ export interface LeaseMachineOptions {
   readonly clusterId: string;
   readonly node: LeaseNode;
   readonly incarnation: string;
+  /** The process of this node that surely has ended, so that its registration need not fall silent first. */
+  readonly formerIncarnation?: string | undefined;
   readonly highestEpoch: bigint;
   readonly ttlMs: number;
   readonly marginMs: number;

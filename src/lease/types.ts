@@ -5,7 +5,7 @@ export interface LeaseRecord {
   readonly epoch: bigint;
   /** undefined: a clean stop or a hand-off emptied it. */
   readonly holder: LeaseHolder | undefined;
-  /** Raised by the holder every ttl/5. */
+  /** Raised by the holder at each renewal (schedule.ts). */
   readonly heartbeat: bigint;
   /** What the holder's deadline was computed with, so what others must wait. */
   readonly ttlMs: number;

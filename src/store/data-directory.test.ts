@@ -1,6 +1,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import {
+  cpSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -52,6 +53,27 @@ test('two owners of one process cannot share a directory', () => {
   expect(() => DataDirectory.open(path, { nodeId: 'n1' })).toThrow(coded('ERR_STORE_LOCKED'));
   first.close();
   DataDirectory.open(path, { nodeId: 'n1' }).close();
+});
+
+test('the process that had it before is known, but not to a copy nor to another boot', () => {
+  const path = join(root, 'succeeded');
+  const first = DataDirectory.open(path, { nodeId: 'n1' });
+  expect(first.replaceProcess('one')).toBeUndefined();
+  first.close();
+  const second = DataDirectory.open(path, { nodeId: 'n1' });
+  expect(second.replaceProcess('two')).toBe('one');
+  second.close();
+  cpSync(path, join(root, 'copied'), { recursive: true });
+  const copy = DataDirectory.open(join(root, 'copied'), { nodeId: 'n1' });
+  expect(copy.replaceProcess('three')).toBeUndefined();
+  copy.close();
+  const noted = readFileSync(join(path, 'process'), 'utf8');
+  for (const other of [noted.replace(/^\w+/, 'otherboot'), noted.slice(0, 20), noted.split('\n')[0]!, '']) {
+    writeFileSync(join(path, 'process'), other);
+    const later = DataDirectory.open(path, { nodeId: 'n1' });
+    expect(later.replaceProcess('four')).toBeUndefined();
+    later.close();
+  }
 });
 
 test('an owner in another process is named, and its lock dies with it', async () => {

@@ -1,5 +1,5 @@
 import Database from 'better-sqlite3';
-import { mkdirSync, readdirSync, readFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
 import { KiteError } from '../errors.js';
 import { fsyncDirectory, isErrno, replaceFile } from '../util/files.js';
@@ -107,6 +107,26 @@ export class DataDirectory {
       this.#node = before;
       throw error;
     }
+  }
+
+  /**
+   * Notes this process as the one that has the directory. Returns the one noted before it when that has surely ended: it had the very
+   * lock that is this one's now. A copied directory has a lock file of its own, a copied disk is found under another boot: of
+   * whoever was noted there nothing is known.
+   */
+  replaceProcess(incarnation: string): string | undefined {
+    const path = join(this.path, 'process');
+    const { dev, ino } = statSync(join(this.path, 'lock'), { bigint: true });
+    const boot = readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
+    const lock = `${boot} ${dev}:${ino}`;
+    const [before, former] = readText(path)?.split('\n') ?? [];
+    try {
+      // Torn or not written (a full disk): the next start waits for the silence of this process instead. After a power cut the boot is another.
+      writeFileSync(path, `${lock}\n${incarnation}\n`);
+    } catch {
+      rmSync(path, { force: true });
+    }
+    return before === lock ? former || undefined : undefined;
   }
 
   /** The cluster that this directory belongs to, or undefined when it never joined one. */

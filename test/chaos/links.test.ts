@@ -49,7 +49,7 @@ it(
     const places = new Map<TestNode, Place>();
     for (let i = 0; i < 3; i += 1) {
       const place = net.add();
-      const node = await all.prepare({ place, ttl: '1s', config });
+      const node = await all.prepare({ place, ttl: '2s', config });
       places.set(node, place);
       await node.start();
     }

@@ -63,7 +63,7 @@ it('is refused with a wrong token, and with a key that holds something else', as
 
 it('is refused with a ttl in which no renewal can be in time, and with the id of another cluster', async () => {
   const hasty = await refused(await cluster.prepare({ ttl: '200ms', config: settings() }));
-  expect(hasty).toMatchObject({ code: 2, said: expect.stringMatching(/at least 1s is needed/) });
+  expect(hasty).toMatchObject({ code: 2, said: expect.stringMatching(/at least 2s is needed/) });
   const other = settings({}, { cluster: { id: 'another' } });
   const foreign = await refused(await cluster.prepare({ ttl: '2s', config: other }));
   expect(foreign).toMatchObject({ code: 2, said: expect.stringContaining('ERR_LEASE_OTHER_CLUSTER') });
