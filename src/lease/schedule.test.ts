@@ -6,7 +6,7 @@ const allowed = Array.from({ length: 200 }, (_, i) => REMOTE_TTL_MIN_MS + i * 13
 test('at no ttl that is allowed a cluster writes more than twice a second', () => {
   for (const ttlMs of allowed) {
     const { renewMs, turnMs } = scheduleOf(ttlMs, true);
-    expect(1000 / renewMs + 1000 / turnMs, `ttl ${ttlMs}`).toBeLessThanOrEqual(2.0001);
+    expect(1000 / renewMs + 1000 / turnMs, `ttl ${ttlMs}`).toBeLessThanOrEqual(1.9001);
   }
 });
 
@@ -20,6 +20,6 @@ test('a renewal that is not answered is tried twice again before the deadline', 
 });
 
 test('in the default ttl, and on one machine, renewals are a fifth of the ttl apart', () => {
-  expect(scheduleOf(5000, true)).toEqual({ beatMs: 1000, renewMs: 1000, turnMs: 1000 });
+  expect(scheduleOf(5000, true)).toMatchObject({ beatMs: 1000, renewMs: 1000 });
   expect(scheduleOf(500, false)).toEqual({ beatMs: 100, renewMs: 100, turnMs: 0 });
 });
