@@ -4,6 +4,7 @@ import { status, type ClientDuplexStream, type ServiceError } from '@grpc/grpc-j
 
 import { ERRORS, type ErrorCode, KiteError, toKiteError } from '../errors.js';
 import { monotonicMs } from '../util/clock.js';
+import { checkEpochClaim } from './claims.js';
 import type { ReplicationClientOptions } from './client.js';
 import { DatabaseReceiver, type ReceiverStream } from './database-receiver.js';
 import { bytesOf, inChunks } from './database-sender.js';
@@ -285,6 +286,7 @@ export class PrimarySession implements ReceiverStream {
         `${this.#host.options.primaryAddress} sends under epoch ${theirs}, this node knows ${ours}`,
       );
     }
+    checkEpochClaim(theirs, ours, this.#host.options.primaryAddress);
     if (theirs > ours) this.#host.options.onHigherEpoch?.(theirs);
     if (this.streaming && theirs !== this.#epoch) {
       throw new KiteError('ERR_REPLICATION_MESSAGE', 'The epoch changed within the stream');

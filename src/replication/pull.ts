@@ -2,6 +2,7 @@ import type { ServiceError } from '@grpc/grpc-js';
 
 import { KiteError, toKiteError } from '../errors.js';
 import type { EpochPosition } from '../store/types.js';
+import { checkEpochClaim } from './claims.js';
 import { DatabaseReceiver, type ReceiverStream } from './database-receiver.js';
 import type { Challenge__Output } from './generated/kitefs/v1/Challenge.js';
 import type { Envelope__Output } from './generated/kitefs/v1/Envelope.js';
@@ -117,6 +118,7 @@ class PullSession {
       case 'challenge': {
         // Files of a higher epoch than the peer itself knows would be of nobody.
         const theirs = BigInt(message.epoch);
+        checkEpochClaim(theirs, store.epoch(), this.#options.address);
         this.#epoch = theirs > store.epoch() ? theirs : store.epoch();
         const positions = [...after].map(([name, at]) => toWirePosition(name, at));
         return this.#send({ pull: { positions } });

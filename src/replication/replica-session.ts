@@ -3,11 +3,13 @@ import type { ServerDuplexStream } from '@grpc/grpc-js';
 import { KiteError, toKiteError } from '../errors.js';
 import type { EpochPosition } from '../store/types.js';
 import { monotonicMs } from '../util/clock.js';
+import { checkEpochClaim, checkPositionClaim } from './claims.js';
 import { bytesOf, DatabaseSender, inChunks, type SenderStream } from './database-sender.js';
 import type { Ack__Output } from './generated/kitefs/v1/Ack.js';
 import type { Envelope, Envelope__Output } from './generated/kitefs/v1/Envelope.js';
 import type { HaltWrite__Output } from './generated/kitefs/v1/HaltWrite.js';
 import type { Hello__Output } from './generated/kitefs/v1/Hello.js';
+import type { Position__Output } from './generated/kitefs/v1/Position.js';
 import type { ToPrimary__Output } from './generated/kitefs/v1/ToPrimary.js';
 import type { ToReplica } from './generated/kitefs/v1/ToReplica.js';
 import { EnvelopeMac, makeNonce } from './peer-secret.js';
@@ -55,6 +57,8 @@ export class ReplicaSession implements SenderStream {
   readonly #permits = new Permits(MESSAGES_IN_FLIGHT, () => this.#inFlightBytes < SESSION_WINDOW_BYTES);
   readonly #senders = new Map<string, DatabaseSender>();
   readonly #acknowledged = new Map<string, Acknowledged>();
+  /** The highest TXID that the replica may say it has of a database; undefined: any (dropped, or written under HALT, in this stream). */
+  readonly #furthest = new Map<string, bigint | undefined>();
   /** Positions as last answered, `<txid>/<checksum>` of each database: an answer holds only what changed. */
   readonly #answered = new Map<string, string>();
   readonly #connectedAtMs = monotonicMs();
@@ -253,6 +257,7 @@ export class ReplicaSession implements SenderStream {
   #checkEpoch(message: ToPrimary__Output): void {
     const theirs = BigInt(message.epoch);
     if (theirs <= this.#epoch) return;
+    checkEpochClaim(theirs, this.#epoch, this.#nodeId);
     // Somebody else became primary: whatever this node would send is of the past.
     this.#host.options.onHigherEpoch?.(theirs);
     throw new KiteError(
@@ -273,7 +278,8 @@ export class ReplicaSession implements SenderStream {
     this.#control({ databases: { names: [...names] } });
     for (const position of start.positions) {
       const { database, attempt, resync } = position;
-      this.#addSender(checkedName(database), fromWirePosition(position), attempt, resync);
+      const name = checkedName(database);
+      this.#addSender(name, this.#announced(name, position), attempt, resync);
     }
     for (const name of names) this.#sender(name);
   }
@@ -283,8 +289,9 @@ export class ReplicaSession implements SenderStream {
     this.#state = 'pulled';
     const { store } = this;
     const epoch = BigInt(message.epoch);
-    if (epoch > store.epoch()) this.#host.options.onHigherEpoch?.(epoch);
     try {
+      checkEpochClaim(epoch, store.epoch(), this.#nodeId);
+      if (epoch > store.epoch()) this.#host.options.onHigherEpoch?.(epoch);
       for (const at of message.pull!.positions) {
         await this.#sendLogOf(checkedName(at.database), fromWirePosition(at) ?? NOTHING);
       }
@@ -346,7 +353,7 @@ export class ReplicaSession implements SenderStream {
       case 'restart': {
         const { database, attempt, resync } = message.restart!;
         const name = checkedName(database);
-        return this.#sender(name).restart(fromWirePosition(message.restart!), attempt, resync);
+        return this.#sender(name).restart(this.#announced(name, message.restart!), attempt, resync);
       }
       case 'pageChecksums':
         return this.#senders.get(message.pageChecksums!.database)?.checksums(message.pageChecksums!);
@@ -360,7 +367,9 @@ export class ReplicaSession implements SenderStream {
       case 'handOff':
         return void this.#handOff(message.handOff!.id, message.handOff!.waitMs);
       case 'halt': {
-        const { request, waitMs, renew } = message.halt!;
+        const { request, waitMs, renew, database } = message.halt!;
+        // It writes into its own log before this node has it.
+        this.#furthest.set(database, undefined);
         return void this.#answerHalt(request, (host) => {
           const of = this.#haltOf(message.halt!);
           return renew ? host.renew(of) : host.acquire(of, waitMs);
@@ -377,9 +386,30 @@ export class ReplicaSession implements SenderStream {
     }
   }
 
+  /** Where a replica says that it is. Any history may be: what does not follow ours gets the pages that differ. */
+  #announced(name: string, wire: Position__Output): EpochPosition | undefined {
+    const at = fromWirePosition(wire);
+    checkPositionClaim(at, { who: this.#nodeId, name, epoch: this.#epoch, end: undefined });
+    this.#mayHave(name, at?.txid ?? 0n);
+    return at;
+  }
+
+  #mayHave(name: string, txid: bigint): bigint | undefined {
+    const before = this.#furthest.has(name) ? this.#furthest.get(name) : 0n;
+    const furthest = before === undefined || before > txid ? before : txid;
+    this.#furthest.set(name, furthest);
+    return furthest;
+  }
+
   #acknowledge(ack: Ack__Output): void {
     const sender = this.#senders.get(ack.database);
     if (sender === undefined) return;
+    // What it announced itself, and what it can have been sent: nothing is sent that is not in the log here.
+    const end = this.#mayHave(ack.database, this.store.position(ack.database)?.txid ?? 0n);
+    const limits = { who: this.#nodeId, name: ack.database, epoch: this.#epoch, end };
+    for (const wire of [ack.received, ack.durable, ack.applied]) {
+      if (wire) checkPositionClaim(fromWirePosition(wire), limits);
+    }
     this.#inFlightBytes -= sender.consumed(Number(ack.consumedBytes));
     this.#permits.kick();
     const acknowledged: Acknowledged = {
@@ -480,6 +510,8 @@ export class ReplicaSession implements SenderStream {
       this.#sender(change.name).transaction(change.file);
     } else if (change.kind === 'dropped') {
       this.#senders.get(change.name)?.restart(undefined);
+      // What is on its way still speaks of the old one.
+      this.#furthest.set(change.name, undefined);
       this.#acknowledged.delete(change.name);
       this.#answered.delete(change.name);
       this.#control({ dropped: { database: change.name } });

@@ -6,6 +6,8 @@ import type { ToPrimary } from '../../src/replication/generated/kitefs/v1/ToPrim
 import type { ToReplica__Output } from '../../src/replication/generated/kitefs/v1/ToReplica.js';
 import { ReplicationClient, type ReplicationClientOptions } from '../../src/replication/client.js';
 import { ReplicationServer, type ReplicationServerOptions } from '../../src/replication/server.js';
+import { agree } from '../../src/replication/peer-call.js';
+import type { EnvelopeMac } from '../../src/replication/peer-secret.js';
 import { Replication, decodeToReplica, encodeToPrimary } from '../../src/replication/wire.js';
 import type { MemoryStore } from './memory-store.js';
 
@@ -108,14 +110,16 @@ export class Peers {
   }
 
   /** A replica that says what the test wants. */
-  raw(port: number): RawReplica {
-    const replica = new RawReplica(port);
+  raw(port: number, secret?: string): RawReplica {
+    const replica = new RawReplica(port, secret);
     this.onEnd(() => replica.close());
     return replica;
   }
 }
 
-/** Speaks the protocol without its rules, and without a secret. */
+const NONCE = Buffer.alloc(32, 1);
+
+/** Speaks the protocol without its rules; with a secret it proves that it knows it. */
 export class RawReplica {
   readonly #client: InstanceType<typeof Replication>;
   readonly #call;
@@ -124,8 +128,12 @@ export class RawReplica {
   acknowledges = false;
   status: number | undefined;
   readonly #takenBytes = new Map<string, number>();
+  readonly #secret: string | undefined;
+  #hello: { nodeId: string; clusterId: string } | undefined;
+  #mac: EnvelopeMac | undefined;
 
-  constructor(port: number) {
+  constructor(port: number, secret?: string) {
+    this.#secret = secret;
     this.#client = new Replication(`127.0.0.1:${port}`, credentials.createInsecure(), {
       'grpc.use_local_subchannel_pool': 1,
       'grpc.enable_http_proxy': 0,
@@ -140,10 +148,22 @@ export class RawReplica {
   }
 
   send(message: Omit<ToPrimary, 'epoch'>, epoch = 1n): void {
-    this.#call.write({ body: encodeToPrimary(epoch, message) });
+    const body = encodeToPrimary(epoch, message);
+    this.#call.write(this.#mac === undefined ? { body } : { body, mac: this.#mac.next(body) });
+  }
+
+  /** Its refusal, as code and text; waits for it. */
+  async refusal(): Promise<string> {
+    await until('the refusal', () => this.find('refusal') !== undefined);
+    const { code, text } = this.find('refusal')!.refusal!;
+    return `${code}: ${text}`;
   }
 
   #receive(message: ToReplica__Output): void {
+    if (message.challenge && this.#hello && this.#secret !== undefined) {
+      const proof = { ...this.#hello, secret: this.#secret, nonce: NONCE, address: 'the test' };
+      this.#mac = agree(message.challenge, proof).up;
+    }
     this.received.push(message);
     const pieces = message.files?.files ?? (message.chunk ? [message.chunk] : []);
     for (const { database, data } of pieces) {
@@ -154,7 +174,8 @@ export class RawReplica {
   }
 
   hello(nodeId: string, { protocol = 1, clusterId = 'c1' } = {}): void {
-    this.send({ hello: { protocol, clusterId, nodeId, nonce: Buffer.alloc(32, 1) } });
+    this.#hello = { nodeId, clusterId };
+    this.send({ hello: { protocol, clusterId, nodeId, nonce: NONCE } });
   }
 
   stopReading(): void {
