@@ -1,3 +1,4 @@
+import { chooseSyncSet } from '../../src/durability/sync-set.js';
 import { reasonToEnter, stateAfter } from '../../src/daemon/node-state.js';
 import { LeaseMachine } from '../../src/lease/lease-machine.js';
 import type { LeaseAnswer, LeaseCall, LeaseInput } from '../../src/lease/protocol.js';
@@ -20,6 +21,8 @@ export interface SimulationResult {
   readonly handOffs: number;
   /** From the end of the faults until a node was primary again. */
   readonly recoveryMs: number;
+  /** Whether the history ended with an election among equals, whose winner priority and region decide. */
+  readonly preferred: boolean;
 }
 
 interface Process {
@@ -59,6 +62,16 @@ export class LeaseWorld {
   #promised = 0;
   readonly #kept: number[];
   readonly #usesSyncSets: boolean;
+  readonly #places: { region: string; priority: number; candidate: boolean }[];
+  readonly #spread: 'any' | 'prefer' | 'require';
+  /** Replicas that a promise needs, and whether it does with fewer when they cannot be had. */
+  readonly #needed: number;
+  readonly #degrades: boolean;
+  /** All clocks run alike, as those of real machines nearly do: then preferences must show. */
+  readonly #steady: boolean;
+  /** Nobody writes any more: everybody has the same. */
+  #calm = false;
+  #winner: number | undefined;
   #stored: VersionedRecord = { record: undefined, version: '0' };
   #versions = 0;
   #members = new Map<string, Member>();
@@ -83,6 +96,16 @@ export class LeaseWorld {
     this.#positions = Array.from({ length: nodes }, () => ({ epoch: 0n, txid: 0n }));
     this.#kept = Array.from({ length: nodes }, () => 0);
     this.#usesSyncSets = this.#random.chance(0.5);
+    this.#places = Array.from({ length: nodes }, (_, node) => ({
+      region: this.#random.pick(['', 'ams', 'ams', 'fra']),
+      priority: this.#random.pick([0, 0, 1, 2]),
+      // The first is one always, so that somebody can win.
+      candidate: node % 3 !== 2,
+    }));
+    this.#spread = this.#random.pick(['any', 'prefer', 'require']);
+    this.#needed = this.#random.pick([1, 1, 2]);
+    this.#degrades = this.#random.chance(0.3);
+    this.#steady = this.#random.chance(0.2);
     for (let node = 0; node < nodes; node += 1) {
       this.#time.at(this.#random.between(0, 2000), () => this.#boot(node));
     }
@@ -103,10 +126,53 @@ export class LeaseWorld {
       const primary = this.#processes.find((one) => one.alive && one.openUntilMs > this.#time.nowMs);
       if (primary && this.#time.nowMs > endedMs + TTL_MS) {
         this.#checkEpochs();
-        return { wins: this.#wins, handOffs: this.#handOffs, recoveryMs: this.#time.nowMs - endedMs };
+        const recoveryMs = this.#time.nowMs - endedMs;
+        const preferred = this.#steady && this.#electAmongEquals();
+        return { wins: this.#wins, handOffs: this.#handOffs, recoveryMs, preferred };
       }
     }
     throw new Error(`no primary ${RECOVERY_MS} ms after the faults ended`);
+  }
+
+  /**
+   * The primary goes while all have the same: of those who may win the one with the highest priority does, and among such one in
+   * the primary's region. Returns false where that says nothing: the lease is free at the moment, or nobody else may win.
+   */
+  #electAmongEquals(): boolean {
+    this.#calm = true;
+    const pass = (ms: number): void => {
+      const untilMs = this.#time.nowMs + ms;
+      while (this.#time.nowMs < untilMs && this.#time.advance());
+    };
+    // Everybody is up, has registered, and has forgotten that it gave up.
+    pass(STRAGGLE_MS + 2 * TTL_MS);
+    const primary = this.#processes.find((one) => one.alive && one.openUntilMs > this.#time.nowMs);
+    const record = this.#stored.record;
+    if (!primary || record?.holder?.incarnation !== primary.incarnation) return false;
+    for (const position of this.#positions) Object.assign(position, this.#positions[primary.node]);
+    this.#kept.fill(this.#promised);
+    pass(2 * TTL_MS);
+    this.#winner = undefined;
+    const region = this.#places[primary.node]!.region;
+    const isPreferred = (a: number, b: number): boolean => {
+      const [one, other] = [this.#places[a]!, this.#places[b]!];
+      if (one.priority !== other.priority) return one.priority > other.priority;
+      return one.region === region && other.region !== region;
+    };
+    const candidates = [...this.#places.keys()].filter(
+      (node) => this.#places[node]!.candidate && node !== primary.node,
+    );
+    const best = candidates.filter((node) => !candidates.some((other) => isPreferred(other, node)));
+    const { syncSet } = this.#stored.record!;
+    const mayWin = (node: number): boolean => syncSet.length === 0 || syncSet.includes(`n${node}`);
+    this.#note(`${primary.incarnation} goes; best: ${best.join(', ')}; sync set: ${syncSet.join(', ')}`);
+    this.#kill(primary, Infinity);
+    for (let i = 0; i < 40 && this.#winner === undefined; i += 1) pass(TTL_MS / 10);
+    if (!best.some(mayWin)) return false;
+    if (this.#winner === undefined || !best.includes(this.#winner)) {
+      throw new Error(`n${this.#winner} won, and n${best.join(' or n')} is preferred`);
+    }
+    return true;
   }
 
   // Processes
@@ -124,10 +190,7 @@ export class LeaseWorld {
           nodeId,
           advertiseUrl: '',
           peerAddress: '',
-          // The first is a candidate always, so that somebody can win.
-          candidate: node === 0 || node % 3 !== 2,
-          region: '',
-          priority: node % 2,
+          ...this.#places[node]!,
         },
         incarnation,
         highestEpoch: this.#knownEpoch[node]!,
@@ -142,7 +205,7 @@ export class LeaseWorld {
         positions: () => ({ db: `${this.#positions[node]!.epoch}:${this.#positions[node]!.txid}` }),
       }),
       // Over ttl - margin against ttl + margin, rates may differ by a fifth.
-      rate: random.between(0.92, 1.08),
+      rate: this.#steady ? random.between(0.9999, 1.0001) : random.between(0.92, 1.08),
       offsetMs: random.between(0, 1e6),
       alive: true,
       pausedUntilMs: 0,
@@ -215,6 +278,7 @@ export class LeaseWorld {
         }
         this.#knownEpoch[node] = event.epoch;
         this.#wins += 1;
+        this.#winner = node;
         const able = !this.#faults || !this.#random.chance(0.1);
         this.#in(one, this.#time.nowMs + this.#random.between(0, 1500), () => {
           if (able) this.#step(one, { kind: 'ready', epoch: event.epoch });
@@ -255,6 +319,7 @@ export class LeaseWorld {
     }
     if (epoch < this.#highestWon && !this.#forgot)
       throw new Error(`${one.incarnation} writes under old epoch ${epoch}`);
+    if (this.#calm) return;
     const mine = this.#positions[one.node]!;
     mine.txid += 1n;
     mine.epoch = epoch;
@@ -269,20 +334,55 @@ export class LeaseWorld {
   /** As Durability does: a promise needs every node of every set that may be in force; who joins a set has all before. */
   #promise(one: Process): void {
     const sets = one.machine.syncSets;
-    if (one.openUntilMs <= this.#time.nowMs || !sets.every((set) => set.includes(`n${one.node}`))) return;
+    const self = `n${one.node}`;
+    if (one.openUntilMs <= this.#time.nowMs || !sets.every((set) => set.includes(self))) return;
+    const enough = sets.every((set) => {
+      const others = set.filter((nodeId) => nodeId !== self);
+      return (
+        others.length >= this.#needed && (this.#spread !== 'require' || others.some(this.#elsewhere(one)))
+      );
+    });
+    if (!enough && !(this.#degrades && sets.length === 1)) return;
     this.#promised += 1;
     for (const nodeId of new Set(sets.flat())) this.#kept[Number(nodeId.slice(1))] = this.#promised;
   }
 
+  /** By the rule that Durability has. */
   #changeSyncSet(one: Process, epoch: bigint): void {
+    const [set, ...more] = one.machine.syncSets;
+    if (set === undefined || more.length > 0 || !this.#random.chance(0.3)) return;
     const self = `n${one.node}`;
-    if (one.machine.syncSets.length === 1 && this.#random.chance(0.3)) {
-      const others = this.#kept.flatMap((_, node) => (node % 3 === 2 || node === one.node ? [] : [node]));
-      const joining = others.filter(() => this.#random.chance(0.5));
-      for (const node of joining) this.#kept[node] = this.#promised;
-      const members = [self, ...joining.map((node) => `n${node}`)];
-      this.#in(one, this.#time.nowMs, () => this.#step(one, { kind: 'syncSet', epoch, members }));
+    const now = this.#time.nowMs;
+    const connected = this.#processes.filter(
+      (each) =>
+        each.alive && now >= each.pausedUntilMs && now >= each.cutOffUntilMs && this.#random.chance(0.9),
+    );
+    const names = [...new Set(connected.map(({ node }) => node))]
+      .filter((node) => node !== one.node && this.#places[node]!.candidate)
+      .map((node) => `n${node}`);
+    const current = set.filter((nodeId) => nodeId !== self);
+    const chosen = chooseSyncSet({
+      current,
+      healthy: new Set(names),
+      eligible: names.toSorted(() => this.#random.between(-1, 1)),
+      needed: this.#needed,
+      enough: this.#degrades ? 0 : this.#random.pick([Infinity, this.#needed]),
+      spread: this.#spread,
+      isElsewhere: this.#elsewhere(one),
+    });
+    if (chosen === current && set.includes(self)) return;
+    // Who joins has everything before; the promises of others before this primary it kept itself, or it had not won.
+    for (const nodeId of chosen) {
+      if (!current.includes(nodeId)) this.#kept[Number(nodeId.slice(1))] = this.#promised;
     }
+    const members = [self, ...chosen];
+    this.#in(one, now, () => this.#step(one, { kind: 'syncSet', epoch, members }));
+  }
+
+  /** Says of a node whether it is in another region than this one. */
+  #elsewhere(one: Process): (nodeId: string) => boolean {
+    const { region } = this.#places[one.node]!;
+    return (nodeId) => this.#places[Number(nodeId.slice(1))]!.region !== region;
   }
 
   // Messages
@@ -423,6 +523,7 @@ export class LeaseWorld {
       'stop',
       'suspend',
       'kill',
+      'region',
       'cut',
       'cut',
       'store',
@@ -445,6 +546,14 @@ export class LeaseWorld {
         return;
       case 'kill':
         return this.#kill(one, forMs);
+      case 'region':
+        // Power, or the network, of a whole one.
+        for (const each of living) {
+          if (this.#places[each.node]!.region !== this.#places[one.node]!.region) continue;
+          if (random.chance(0.5)) this.#kill(each, forMs);
+          else each.cutOffUntilMs = now + forMs;
+        }
+        return;
       case 'cut':
         one.cutOffUntilMs = now + forMs;
         return;
@@ -488,7 +597,7 @@ export class LeaseWorld {
     one.alive = false;
     one.openUntilMs = 0;
     this.#dead.add(one.incarnation);
-    this.#time.at(this.#time.nowMs + forMs, () => this.#boot(one.node));
+    if (forMs !== Infinity) this.#time.at(this.#time.nowMs + forMs, () => this.#boot(one.node));
   }
 
   #note(line: string): void {
