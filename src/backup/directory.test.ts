@@ -1,7 +1,7 @@
-import { mkdtempSync, rmSync, statSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { readObject } from './destination.js';
 import { DirectoryDestination } from './directory.js';
 
@@ -41,6 +41,21 @@ describe('DirectoryDestination', () => {
     expect(await keys('', 'b.x')).toEqual(['b/1', 'b/2']);
     expect(await keys('c/')).toEqual([]);
     expect(await folder.folders('')).toEqual(['b']);
+  });
+
+  it('removes what a killed process has left, but not what another one writes', async () => {
+    await folder.create('b/1', Buffer.from('x'), 0);
+    const left = join(root, 'backups/b/.kitefs-1-2');
+    writeFileSync(left, 'half an object');
+    await new DirectoryDestination(join(root, 'backups')).create('b/2', Buffer.from('x'), 0);
+    expect(existsSync(left)).toBe(true);
+    vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 2 * 3_600_000 });
+    try {
+      await new DirectoryDestination(join(root, 'backups')).create('b/3', Buffer.from('x'), 0);
+    } finally {
+      vi.useRealTimers();
+    }
+    expect(existsSync(left)).toBe(false);
   });
 
   it('lets one of two writers exchange a version', async () => {

@@ -16,6 +16,8 @@ import {
 
 /** Begins the names of files that are being written: they are no objects yet. */
 const TEMPORARY = '.kitefs-';
+/** One that nobody has touched for so long was left by a process that was killed. */
+const ABANDONED_MS = 3_600_000;
 
 /** For people. */
 export const directoryUrl = (root: string): string => `file://${root}`;
@@ -28,6 +30,8 @@ export class DirectoryDestination implements Destination {
   readonly type = 'file';
   readonly url: string;
   readonly #root: string;
+  /** Folders in which was looked for what killed processes have left. */
+  readonly #cleared = new Set<string>();
 
   constructor(root: string) {
     this.#root = root;
@@ -81,6 +85,7 @@ export class DirectoryDestination implements Destination {
     const temporary = join(dirname(path), `${TEMPORARY}${process.pid}-${randomBytes(6).toString('hex')}`);
     try {
       await makeFolders(dirname(path));
+      await this.#clear(dirname(path));
       if (body instanceof Uint8Array) await writeFile(temporary, body, { flag: 'wx' });
       else await copyFile(body.path, temporary);
       await utimes(temporary, timestampMs / 1000, timestampMs / 1000);
@@ -136,6 +141,19 @@ export class DirectoryDestination implements Destination {
   }
 
   close(): void {}
+
+  /** Removes, once, what killed processes have left in a folder: as large as objects, and no object. */
+  async #clear(folder: string): Promise<void> {
+    if (this.#cleared.has(folder)) return;
+    this.#cleared.add(folder);
+    for (const name of await readdir(folder)) {
+      if (!name.startsWith(TEMPORARY)) continue;
+      const path = join(folder, name);
+      // By ctime, which each write moves: mtime is set to the transaction's time.
+      const found = await stat(path).catch(absent);
+      if (found && found.ctimeMs < Date.now() - ABANDONED_MS) await rm(path, { force: true });
+    }
+  }
 
   async #newest(key: string): Promise<string | undefined> {
     return (await this.#versions(key)).toSorted().at(-1);
