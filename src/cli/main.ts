@@ -132,7 +132,11 @@ function program(): Command {
         'a URL as for restore, of one database or of all, or a database of the configuration',
       )
       .option('--dir <dir>', 'where the scratch space is, instead of the system’s folder for temporary files')
-      .option('--report <file>', 'write the report to this file'),
+      .option('--report <file>', 'write the report to this file')
+      .option(
+        '--objects <which>',
+        'all: read and verify every object; restored: only those that the restores need',
+      ),
   ).action(async (word: string | undefined, flags: DrillFlags, command: Command) => {
     const { drill } = await import('./drill.js');
     process.exitCode = await drill(word, flags, () => configOf(command));

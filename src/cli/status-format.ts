@@ -61,6 +61,18 @@ export function formatStatus(status: NodeStatus): string {
       ]),
     );
   }
+  const { drill } = status;
+  if (drill) {
+    const result = drill.ok ? 'ok' : 'FAILED';
+    const facts = [
+      drill.endedAt,
+      result,
+      `${drill.restores} restores`,
+      `${drill.restoreSeconds} s`,
+      drill.report,
+    ];
+    sections.push(table([['LAST DRILL'], facts, ...drill.problems.map((problem) => ['', problem])]));
+  }
   if (otherFiles.length > 0)
     sections.push(table([['ON THIS NODE ONLY'], ...otherFiles.map((name) => [name])]));
   if (events.length > 0) {

@@ -1,5 +1,5 @@
 import { existsSync } from 'node:fs';
-import { dirname } from 'node:path';
+import { dirname, resolve } from 'node:path';
 import { REMOTE_TTL_MIN_MS } from '../lease/schedule.js';
 import type { Config } from './load.js';
 import { isLoopback } from './values.js';
@@ -76,6 +76,16 @@ export function checkConfig(config: Config): BrokenRule[] {
     'http.addr',
     http.addr.port === 0 || http.addr.port !== peer.addr.port,
     `http.addr and peer.addr need two ports (both ${http.addr.port})`,
+  );
+  rule(
+    'drill.interval',
+    config.drill.intervalMs === 0 || config.backups.length > 0,
+    'drill.interval: there are no backups to drill; configure the list backups',
+  );
+  rule(
+    'drill.dir',
+    config.drill.dir === undefined || !isInside(resolve(config.drill.dir), fuse.dir),
+    'drill.dir: the scratch space cannot be inside the mount',
   );
   return broken;
 }

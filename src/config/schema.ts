@@ -331,6 +331,26 @@ export const configSchema = z.strictObject({
     'Where the primary ships every transaction to (docs/backup.md). As a flag: URLs, s3://bucket/path?endpoint=… or file:///path.',
     { default: '', secret: true },
   ),
+  drill: z.strictObject({
+    intervalMs: duration(
+      'How often the primary restores its backups into scratch space with every check; 0: only by hand (kitefs drill).',
+      { default: '0' },
+    ),
+    recoveryObjectiveMs: duration(
+      'How long restoring the latest state of all databases from one destination may take; a drill that takes longer fails.',
+      { derived: 'no limit' },
+    ),
+    exec: text(
+      'The application’s own check of a restored database, for /bin/sh; $KITEFS_DRILL_FILE is its path.',
+    ),
+    dir: text('Where scratch space is: twice the largest database must be free there.', {
+      derived: '<data.dir>/tmp',
+    }),
+    objects: oneOf('all', 'restored')(
+      'all: every object of the backups is read and verified. restored: only those that the restores of the drill need.',
+      { default: 'all' },
+    ),
+  }),
   shutdownSyncTimeoutMs: duration('How long the end of a node may wait until its backups have everything.', {
     default: '30s',
   }),

@@ -9,6 +9,7 @@ import type { ApplierEvent } from '../applier/messages.js';
 import { Capture } from '../capture/capture.js';
 import { takeBack } from '../capture/take-back.js';
 import { Backups } from '../backup/backups.js';
+import { Drills } from '../drill/drills.js';
 import type { Config } from '../config/load.js';
 import { formatAddress } from '../config/values.js';
 import { Durability, type DurabilityEvent } from '../durability/durability.js';
@@ -65,6 +66,7 @@ export class Node implements NodeApi {
   #haltGrants!: HaltGrants;
   #haltLocks!: HaltLocks;
   #backups: Backups | undefined;
+  #drills: Drills | undefined;
   #lease: Lease | undefined;
   #openingReadOnly: NodeJS.Timeout | undefined;
   #handOff: HandOff | undefined;
@@ -249,6 +251,7 @@ export class Node implements NodeApi {
     });
 
     this.#backups = this.#startBackups(tmpDir);
+    this.#drills = this.#startDrills(tmpDir);
 
     this.#server = await ReplicationServer.start({
       address: formatAddress(config.peer.addr),
@@ -372,6 +375,22 @@ export class Node implements NodeApi {
     return started;
   }
 
+  #startDrills(tmpDir: string): Drills | undefined {
+    const { backups, data, drill } = this.#config;
+    if (drill.intervalMs === 0) return undefined;
+    const drills = new Drills({
+      settings: drill,
+      backups,
+      dataDir: data.dir,
+      scratchDir: join(drill.dir ?? tmpDir, `kitefs-drill-${this.#data.node.nodeId}`),
+      hasDatabases: () => this.#store.databases().length > 0,
+      logger: this.#logger,
+      onEvent: (kind, message, level) => this.#events.add(kind, message, { level }),
+    });
+    this.#undo.push(() => drills.stop());
+    return drills;
+  }
+
   /** Calls back when the node cannot go on (its capture thread died, its mount was taken away). */
   onFatal(listener: (error: KiteError) => void): void {
     this.#onFatal = listener;
@@ -452,6 +471,7 @@ export class Node implements NodeApi {
       durability: this.#durability?.state,
       halt: (name) => this.#haltGrants?.status(name) ?? this.#haltLocks?.status(name),
       backups: this.#backups?.status() ?? [],
+      drill: this.#drills?.status(),
       otherFiles: this.#config.fuse.otherFiles === 'local' ? this.#data.otherFiles() : [],
       events: this.#events.recent(),
     });
@@ -627,6 +647,7 @@ export class Node implements NodeApi {
           { clusterId: this.#store.clusterId, epoch: event.epoch, nodeId: this.#store.nodeId },
           Number(event.deadlineNs) / 1e6,
         );
+        this.#drills?.primary();
         this.#events.add('primary', `this node is the primary, epoch ${event.epoch}: ${event.reason}`);
         break;
       case 'renewed':
@@ -638,6 +659,7 @@ export class Node implements NodeApi {
         this.#control.deadlineNs = 0n;
         this.#durability.stop();
         this.#backups?.fenced();
+        this.#drills?.fenced();
         this.#haltGrants.endAll('the primary may not write any more').catch(() => undefined);
         this.#setRole('fenced', undefined);
         this.#events.add('fenced', `writes are refused: ${event.reason}`, { level: 'warn' });
@@ -646,6 +668,7 @@ export class Node implements NodeApi {
         this.#control.deadlineNs = 0n;
         this.#durability.stop();
         this.#backups?.fenced();
+        this.#drills?.fenced();
         // A node that stops gives the lease up; it does not become a replica for that, which would have to wait for
         // applications that are in a transaction.
         if (this.#stopping.signal.aborted) break;

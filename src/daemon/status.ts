@@ -8,6 +8,7 @@ import {
   isPrimary,
   type BackupStatus,
   type DatabaseStatus,
+  type DrillStatus,
   type HaltStatus,
   type NodeEvent,
   type NodeRole,
@@ -36,6 +37,7 @@ export interface StatusSources {
   /** The replica that writes a database now. */
   readonly halt: (name: string) => HaltStatus | undefined;
   readonly backups: readonly BackupStatus[];
+  readonly drill: DrillStatus | undefined;
   readonly otherFiles: readonly string[];
   readonly events: readonly NodeEvent[];
 }
@@ -64,6 +66,7 @@ export function makeStatus(from: StatusSources): NodeStatus {
     databases: store.databases().flatMap((name) => databaseStatus(name, from) ?? []),
     durability: from.durability,
     backups: from.backups,
+    drill: from.drill,
     otherFiles: from.otherFiles,
     members: members.map(({ nodeId, advertiseUrl, peerAddress, candidate, region, priority }) => ({
       nodeId,

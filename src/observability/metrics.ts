@@ -84,7 +84,7 @@ export class Metrics {
 
   constructor(status: () => NodeStatus) {
     collectDefaultMetrics({ register: this.registry });
-    for (const [name, help, read] of [...NODE_GAUGES, ...DURABILITY_GAUGES]) {
+    for (const [name, help, read] of [...NODE_GAUGES, ...DURABILITY_GAUGES, ...DRILL_GAUGES]) {
       this.#gauge(name, help, [], (gauge) => gauge.set(read(status())));
     }
     this.#gauge('kitefs_node_state', 'State of the node: 1 for the one it is in.', ['state'], (gauge) => {
@@ -162,6 +162,26 @@ const DURABILITY_GAUGES: typeof NODE_GAUGES = [
     'kitefs_sync_set_size',
     'Nodes that may open after a failover, the primary included; 0: any candidate.',
     ({ durability }) => durability?.syncSet.length ?? 0,
+  ],
+];
+
+const secondsOf = (time: string | undefined): number => (time === undefined ? 0 : Date.parse(time) / 1000);
+
+const DRILL_GAUGES: typeof NODE_GAUGES = [
+  [
+    'kitefs_drill_ok',
+    'Whether the last drill of this node found its backups right; -1 when there was none.',
+    ({ drill }) => (drill ? Number(drill.ok) : -1),
+  ],
+  [
+    'kitefs_drill_timestamp_seconds',
+    'When the last drill of this node ended; 0 when there was none.',
+    ({ drill }) => secondsOf(drill?.endedAt),
+  ],
+  [
+    'kitefs_drill_restore_seconds',
+    'How long restoring the latest state of all databases from the slowest destination took in the last drill.',
+    ({ drill }) => drill?.restoreSeconds ?? 0,
   ],
 ];
 

@@ -24,6 +24,8 @@ export interface NodeStatus {
   readonly durability?: DurabilityStatus | undefined;
   /** One for each entry of `backups`, in their order; what is shipped is known on the primary only. */
   readonly backups: readonly BackupStatus[];
+  /** The last drill that this node has made; undefined when there was none. */
+  readonly drill?: DrillStatus | undefined;
   /** Files in the mount that are no database and stay on this node (`fuse.other-files: local`). */
   readonly otherFiles: readonly string[];
   readonly members: readonly MemberStatus[];
@@ -102,6 +104,20 @@ export interface BackupStatus {
     readonly lagMs: number;
     readonly error: string | undefined;
   }[];
+}
+
+/** What a drill of the backups has found (kitefs drill, drill.interval). */
+export interface DrillStatus {
+  /** ISO 8601, UTC. */
+  readonly startedAt: string;
+  readonly endedAt: string;
+  readonly ok: boolean;
+  readonly restores: number;
+  /** Restoring the latest state of all databases from the slowest destination. */
+  readonly restoreSeconds: number;
+  readonly problems: readonly string[];
+  /** Where the whole report is. */
+  readonly report: string;
 }
 
 export interface MemberStatus {
