@@ -72,6 +72,10 @@ export const ERRORS = {
     grpc: 9,
   }),
   ERR_BACKUP_FULL: row('Free space at the destination of the backups.', { retry: true, http: 507, grpc: 8 }),
+  ERR_BACKUP_HOST_KEY: row(
+    "Compare the key with the server's own (/etc/ssh/ssh_host_*.pub); if it is the same, give it as host-key or add it to known_hosts.",
+    { http: 502, grpc: 7 },
+  ),
   ERR_BACKUP_MISSING: row('Check the name; `kitefs backups` lists what there is.', { http: 404, grpc: 5 }),
   ERR_BACKUP_NO_BUCKET: row('Make the bucket or the folder, or correct its name.', { http: 502, grpc: 5 }),
   ERR_BACKUP_OTHER_CLUSTER: row('Give this cluster a path of its own, or remove what is there.', {
@@ -87,7 +91,8 @@ export const ERRORS = {
     http: 503,
     grpc: 14,
   }),
-  ERR_BACKUP_URL: row('Give s3://BUCKET/PATH or file:///PATH (docs/backup.md).', {
+  ERR_BACKUP_UNSUPPORTED: row('Use a server that can do it (docs/backup.md).', { http: 502, grpc: 9 }),
+  ERR_BACKUP_URL: row('Give one such as s3://BUCKET/PATH or file:///PATH (docs/backup.md).', {
     exit: 2,
     http: 400,
     grpc: 3,

@@ -616,7 +616,8 @@ export class DatabaseBackup {
     const outcome = await destination.create(key, merged.body, merged.timestampMs);
     if (outcome === 'exists' && level === 0) return outcome;
     // Of a higher level, what is there under this name was made from the same objects of level 0.
-    const modifiedMs = destination.type === 'file' ? merged.timestampMs : Date.now();
+    const isFile = destination.type === 'file' || destination.type === 'sftp';
+    const modifiedMs = isFile ? merged.timestampMs : Date.now();
     this.#note({ level, key, ...range, sizeBytes: merged.sizeBytes, modifiedMs });
     if (outcome === 'created') onPut(merged.sizeBytes);
     if (level < 2) rememberSmall(recent, key, merged.body);

@@ -30,7 +30,7 @@ export interface VersionedObject {
  * `retry` in its row a later attempt may do. No message has a secret in it.
  */
 export interface Destination {
-  readonly type: 's3' | 'file';
+  readonly type: 's3' | 'gs' | 'abs' | 'sftp' | 'file';
   /** For people: `s3://bucket/path`, `file:///path`. Has no secrets. */
   readonly url: string;
   /** All objects whose keys begin with `prefix` (empty, or ends with `/`), in the order of their keys, those up to `after` left out. */
@@ -41,7 +41,7 @@ export interface Destination {
   get(key: string, range?: ByteRange): Promise<AsyncIterable<Uint8Array>>;
   /**
    * Makes an object with this name unless there is one, all at once: nobody sees half of it. `timestampMs` is kept as
-   * Litestream keeps it (S3: metadata `litestream-timestamp`; a folder: the file's mtime).
+   * Litestream keeps it (metadata; of a file its mtime).
    */
   create(key: string, body: ObjectBody, timestampMs: number): Promise<'created' | 'exists'>;
   /** Reads an object that is changed by compareAndSet only. */

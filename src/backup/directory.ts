@@ -4,18 +4,9 @@ import { createReadStream } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { KiteError } from '../errors.js';
 import { isErrno } from '../util/files.js';
-import {
-  missingObject,
-  readObject,
-  type ByteRange,
-  type Destination,
-  type ObjectBody,
-  type StoredObject,
-  type VersionedObject,
-} from './destination.js';
+import { missingObject, type ByteRange, type ObjectBody, type StoredObject } from './destination.js';
+import { FileTree, TEMPORARY, type TreeEntry } from './file-tree.js';
 
-/** Begins the names of files that are being written: they are no objects yet. */
-const TEMPORARY = '.kitefs-';
 /** One that nobody has touched for so long was left by a process that was killed. */
 const ABANDONED_MS = 3_600_000;
 
@@ -26,7 +17,7 @@ export const directoryUrl = (root: string): string => `file://${root}`;
  * A folder as a destination. A file gets its name by link(2), which fails when the name is taken, after its bytes are durable:
  * so an object is there whole or not at all, and only one of two writers makes it, on network file systems too.
  */
-export class DirectoryDestination implements Destination {
+export class DirectoryDestination extends FileTree {
   readonly type = 'file';
   readonly url: string;
   readonly #root: string;
@@ -34,33 +25,9 @@ export class DirectoryDestination implements Destination {
   readonly #cleared = new Set<string>();
 
   constructor(root: string) {
+    super();
     this.#root = root;
     this.url = directoryUrl(root);
-  }
-
-  async *list(prefix: string, options: { readonly after?: string } = {}): AsyncGenerator<StoredObject> {
-    const after = options.after ?? '';
-    const entries = await this.#entries(prefix);
-    // A folder's name counts with its slash, as it does in the keys of what is in it.
-    for (const name of entries
-      .map(({ name, isFolder }) => (isFolder ? `${name}/` : name))
-      .toSorted(byBytes)) {
-      const key = prefix + name;
-      if (name.endsWith('/')) {
-        if (byBytes(key, after) > 0 || after.startsWith(key)) yield* this.list(key, options);
-      } else if (byBytes(key, after) > 0) {
-        const found = await stat(join(this.#root, key)).catch(absent);
-        if (found) yield { key, sizeBytes: found.size, modifiedMs: Math.round(found.mtimeMs) };
-      }
-    }
-  }
-
-  async folders(prefix: string): Promise<string[]> {
-    const entries = await this.#entries(prefix);
-    return entries
-      .filter(({ isFolder }) => isFolder)
-      .map(({ name }) => name)
-      .toSorted(byBytes);
   }
 
   async get(key: string, range?: ByteRange): Promise<AsyncIterable<Uint8Array>> {
@@ -106,32 +73,6 @@ export class DirectoryDestination implements Destination {
     }
   }
 
-  /** An object under compare-and-set is a folder of numbered files: to make the next number is the exchange. */
-  async read(key: string): Promise<VersionedObject> {
-    for (;;) {
-      const version = await this.#newest(key);
-      if (version === undefined) return { bytes: Buffer.alloc(0), version };
-      try {
-        return { bytes: await readObject(this, `${key}/${version}`), version };
-      } catch (error) {
-        // Replaced since it was listed: there is a newer one.
-        if (!(error instanceof KiteError) || error.code !== 'ERR_BACKUP_MISSING') throw error;
-      }
-    }
-  }
-
-  async compareAndSet(key: string, version: string | undefined, bytes: Uint8Array): Promise<boolean> {
-    // A number that was removed because there are newer ones could be made again.
-    const newest = await this.#newest(key);
-    if (newest !== version) return false;
-    const next = (BigInt(version ?? '0') + 1n).toString().padStart(16, '0');
-    if ((await this.create(`${key}/${next}`, bytes, Date.now())) === 'exists') return false;
-    // The eight before it stay, for whoever is between listing and reading, or between the look above and the making.
-    const old = (await this.#versions(key)).filter((name) => BigInt(name) < BigInt(next) - 8n);
-    await this.remove(old.map((name) => `${key}/${name}`));
-    return true;
-  }
-
   async remove(keys: readonly string[]): Promise<void> {
     for (const key of keys) {
       await rm(join(this.#root, key), { force: true }).catch((error: unknown) => {
@@ -155,16 +96,7 @@ export class DirectoryDestination implements Destination {
     }
   }
 
-  async #newest(key: string): Promise<string | undefined> {
-    return (await this.#versions(key)).toSorted().at(-1);
-  }
-
-  async #versions(key: string): Promise<string[]> {
-    const names = (await this.#entries(`${key}/`)).map(({ name }) => name);
-    return names.filter((name) => /^\d{16}$/.test(name));
-  }
-
-  async #entries(prefix: string): Promise<{ name: string; isFolder: boolean }[]> {
+  protected async entries(prefix: string): Promise<TreeEntry[]> {
     try {
       const found = await readdir(join(this.#root, prefix), { withFileTypes: true });
       return found
@@ -176,6 +108,11 @@ export class DirectoryDestination implements Destination {
     }
   }
 
+  protected async describe(key: string): Promise<Omit<StoredObject, 'key'> | undefined> {
+    const found = await stat(join(this.#root, key)).catch(absent);
+    return found && { sizeBytes: found.size, modifiedMs: Math.round(found.mtimeMs) };
+  }
+
   #failed(error: unknown): KiteError {
     if (error instanceof KiteError) return error;
     const message = `${this.url}: ${error instanceof Error ? error.message : String(error)}`;
@@ -185,9 +122,6 @@ export class DirectoryDestination implements Destination {
     return new KiteError(denied ? 'ERR_BACKUP_DENIED' : 'ERR_BACKUP_UNREACHABLE', message, { cause: error });
   }
 }
-
-/** The order of S3's listings: that of the bytes. Keys here are ASCII, whose UTF-16 order is the same. */
-const byBytes = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
 
 function absent(error: unknown): undefined {
   if (!isErrno(error, 'ENOENT')) throw error;

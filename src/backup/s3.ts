@@ -1,5 +1,4 @@
 import { createHash } from 'node:crypto';
-import { open } from 'node:fs/promises';
 import { Agent } from 'node:https';
 import type * as Sdk from '@aws-sdk/client-s3';
 import { KiteError } from '../errors.js';
@@ -11,6 +10,7 @@ import {
   type StoredObject,
   type VersionedObject,
 } from './destination.js';
+import { bodyBytes, bodyPart, nothing } from './parts.js';
 
 /** Litestream's keys of a replica of type s3. */
 export interface S3Settings {
@@ -49,11 +49,11 @@ export const s3Url = ({ bucket, path }: S3Settings): string => `s3://${bucket}${
  * S3 and compatibles. The library is loaded here only, because it takes 200 ms and 30 MB that a node without such a destination
  * should not pay.
  */
-export async function openS3(settings: S3Settings): Promise<Destination> {
+export async function openS3(settings: S3Settings, pageSize: number): Promise<Destination> {
   // It writes ten lines to standard error about versions of Node.js to come.
   process.env['AWS_SDK_JS_NODE_VERSION_SUPPORT_WARNING_DISABLED'] ??= 'true';
   const sdk = await import('@aws-sdk/client-s3');
-  return new S3Destination(sdk, settings);
+  return new S3Destination(sdk, settings, pageSize);
 }
 
 class S3Destination implements Destination {
@@ -62,13 +62,15 @@ class S3Destination implements Destination {
   readonly #sdk: typeof Sdk;
   readonly #client: Sdk.S3Client;
   readonly #settings: S3Settings;
+  readonly #pageSize: number;
   readonly #prefix: string;
   readonly #agent: Agent | undefined;
   /** What every request about an object says when the customer has the key. */
   readonly #sse: { SSECustomerAlgorithm?: string; SSECustomerKey?: string; SSECustomerKeyMD5?: string };
 
-  constructor(sdk: typeof Sdk, settings: S3Settings) {
+  constructor(sdk: typeof Sdk, settings: S3Settings, pageSize: number) {
     this.#sdk = sdk;
+    this.#pageSize = pageSize;
     this.#settings = settings;
     this.#prefix = settings.path === '' ? '' : `${settings.path}/`;
     this.url = s3Url(settings);
@@ -124,7 +126,7 @@ class S3Destination implements Destination {
     return names;
   }
 
-  /** A listing, which S3 gives in pages of 1 000. */
+  /** A listing, which S3 gives in pages. */
   async *#pages(
     prefix: string,
     more: { StartAfter?: string; Delimiter?: string },
@@ -135,6 +137,7 @@ class S3Destination implements Destination {
         Bucket: this.#settings.bucket,
         Prefix: this.#prefix + prefix,
         ContinuationToken: token,
+        MaxKeys: this.#pageSize,
         ...more,
       });
       const page = await this.#do('list', prefix, () => this.#client.send(command));
@@ -145,6 +148,8 @@ class S3Destination implements Destination {
 
   async get(key: string, range?: ByteRange): Promise<AsyncIterable<Uint8Array>> {
     const { start = 0, end } = range ?? {};
+    // HTTP has no range without bytes.
+    if (end !== undefined && end <= start) return nothing();
     const command = new this.#sdk.GetObjectCommand({
       ...this.#object(key),
       ...this.#sse,
@@ -164,7 +169,7 @@ class S3Destination implements Destination {
   }
 
   async create(key: string, body: ObjectBody, timestampMs: number): Promise<'created' | 'exists'> {
-    const size = body instanceof Uint8Array ? body.length : body.sizeBytes;
+    const size = bodyBytes(body);
     const head = {
       ...this.#object(key),
       ...this.#sse,
@@ -174,7 +179,7 @@ class S3Destination implements Destination {
     try {
       if (size > SINGLE_PUT_BYTES) await this.#createInParts(head, body, size);
       else {
-        const bytes = body instanceof Uint8Array ? body : await readPart(body.path, 0, size);
+        const bytes = await bodyPart(body, 0, size);
         await this.#client.send(new this.#sdk.PutObjectCommand({ ...head, Body: bytes, IfNoneMatch: '*' }));
       }
       return 'created';
@@ -198,10 +203,7 @@ class S3Destination implements Destination {
           next += 1;
           const start = index * partBytes;
           const end = Math.min(size, start + partBytes);
-          const bytes =
-            body instanceof Uint8Array
-              ? body.subarray(start, end)
-              : await readPart(body.path, start, end - start);
+          const bytes = await bodyPart(body, start, end);
           const PartNumber = index + 1;
           const command = { Bucket, Key, UploadId, PartNumber, Body: bytes, ...this.#sse };
           const { ETag } = await client.send(new this.#sdk.UploadPartCommand(command));
@@ -324,20 +326,4 @@ function kindOf(
   if (code === 'NoSuchBucket') return 'ERR_BACKUP_NO_BUCKET';
   if (DENIED.test(code) || status === 401 || status === 403) return 'ERR_BACKUP_DENIED';
   return 'ERR_BACKUP_UNREACHABLE';
-}
-
-async function readPart(path: string, start: number, length: number): Promise<Buffer> {
-  const file = await open(path, 'r');
-  try {
-    const bytes = Buffer.allocUnsafe(length);
-    let done = 0;
-    while (done < length) {
-      const { bytesRead } = await file.read(bytes, done, length - done, start + done);
-      if (bytesRead === 0) throw new Error(`${path} became shorter`);
-      done += bytesRead;
-    }
-    return bytes;
-  } finally {
-    await file.close();
-  }
 }

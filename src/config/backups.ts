@@ -1,6 +1,10 @@
 import type { BackupSettings } from '../backup/messages.js';
-import { parseDestinationUrl, type DestinationSettings } from '../backup/open.js';
+import type { AzureSettings } from '../backup/azure.js';
+import type { GcsSettings } from '../backup/gcs.js';
+import { parseHostKey } from '../backup/known-hosts.js';
+import { OTHER_KINDS, parseDestinationUrl, sftpPath, type DestinationSettings } from '../backup/open.js';
 import type { S3Settings } from '../backup/s3.js';
+import type { SftpSettings } from '../backup/sftp.js';
 import { KiteError } from '../errors.js';
 import { nearest } from './nearest.js';
 import { parseBoolean, parseDuration, parseInteger, parseList, parseSize } from './values.js';
@@ -9,9 +13,6 @@ import { parseBoolean, parseDuration, parseInteger, parseList, parseSize } from 
 export class BadValue extends Error {}
 
 type Raw = Readonly<Record<string, unknown>>;
-
-/** Kinds of Litestream that a later version brings. */
-const LATER = ['gs', 'gcs', 'abs', 'sftp', 'webdav', 'nats', 'oss'];
 
 const S3_KEYS = [
   'bucket',
@@ -28,6 +29,17 @@ const S3_KEYS = [
   'part-size',
   'concurrency',
 ] as const;
+const GCS_KEYS = ['bucket', 'endpoint'] as const;
+const AZURE_KEYS = ['bucket', 'endpoint', 'account-name', 'account-key', 'sas-token'] as const;
+const SFTP_KEYS = ['host', 'user', 'password', 'key-path', 'host-key', 'concurrent-writes'] as const;
+/** What each kind has beside the common keys. */
+const KEYS: Readonly<Record<DestinationSettings['type'], readonly string[]>> = {
+  s3: S3_KEYS,
+  gs: GCS_KEYS,
+  abs: AZURE_KEYS,
+  sftp: SFTP_KEYS,
+  file: [],
+};
 const COMMON_KEYS = [
   'type',
   'url',
@@ -67,8 +79,7 @@ class Entry {
   read(): BackupSettings {
     const raw = this.#raw;
     const destination = this.#destination();
-    const known: readonly string[] = destination.type === 's3' ? [...COMMON_KEYS, ...S3_KEYS] : COMMON_KEYS;
-    checkKeys(raw, known, this.#where);
+    checkKeys(raw, [...COMMON_KEYS, ...KEYS[destination.type]], this.#where);
     const snapshot = this.#group('snapshot', ['interval', 'retention']);
     const retention = this.#group('retention', ['enabled']);
     const levels = raw['levels'] ?? DEFAULT_LEVELS;
@@ -107,45 +118,101 @@ class Entry {
         throw this.#bad('path: type file needs the path of a folder');
       return { type, path };
     }
-    if (type === 's3') {
-      if (typeof bucket !== 'string' || bucket === '')
-        throw this.#bad('bucket: type s3 needs the name of a bucket');
-      const trimmed = String(path).replaceAll(/^\/+|\/+$/g, '');
-      return { ...this.#s3(), type, bucket, path: trimmed };
+    if (type === 'sftp') {
+      if (typeof path !== 'string') throw this.#bad('path: expected text');
+      return this.#sftp({ path: sftpPath(path) });
     }
-    if (LATER.includes(String(type)))
-      throw this.#bad(`type ${String(type)} comes with a later version; s3 and file are there`);
+    if (type === 's3' || type === 'gs' || type === 'abs') {
+      if (typeof bucket !== 'string' || bucket === '')
+        throw this.#bad(`bucket: type ${type} needs the name of a bucket`);
+      const place = { bucket, path: String(path).replaceAll(/^\/+|\/+$/g, '') };
+      if (type === 's3') return { ...this.#s3(), type, ...place };
+      return type === 'gs' ? { ...this.#gcs(), type, ...place } : { ...this.#azure(), type, ...place };
+    }
+    const kinds = 's3, gs, abs, sftp or file';
+    if (OTHER_KINDS.includes(String(type)) || type === 'gcs')
+      throw this.#bad(`type ${String(type)} is not there; expected ${kinds}`);
     throw this.#bad(
-      `type: expected s3 or file${type === undefined ? ', or a url' : `, found ${JSON.stringify(type)}`}`,
+      `type: expected ${kinds}${type === undefined ? ', or a url' : `, found ${JSON.stringify(type)}`}`,
     );
   }
 
   #ofUrl(url: string): DestinationSettings {
+    let settings: DestinationSettings;
     try {
-      const settings = parseDestinationUrl(url);
-      return settings.type === 's3' ? { ...settings, ...this.#s3() } : settings;
+      settings = parseDestinationUrl(url);
     } catch (error) {
       if (error instanceof KiteError) throw this.#bad(error.message);
       throw error;
     }
+    if (settings.type === 's3') return { ...settings, ...this.#s3() };
+    if (settings.type === 'gs') return { ...settings, ...this.#gcs() };
+    if (settings.type === 'abs') return { ...settings, ...this.#azure() };
+    return settings.type === 'sftp' ? this.#sftp(settings) : settings;
+  }
+
+  #text(key: string): string | undefined {
+    const parse = (value: unknown): string | undefined =>
+      typeof value === 'string' && value !== '' ? value : undefined;
+    return read(this.#raw, key, undefined, parse, 'text', this.#where);
+  }
+
+  #endpoint(): string | undefined {
+    const endpoint = this.#text('endpoint');
+    if (endpoint !== undefined && !URL.canParse(endpoint))
+      throw this.#bad('endpoint: expected a URL such as https://s3.example.com');
+    return endpoint;
+  }
+
+  #gcs(): Partial<GcsSettings> {
+    return given({ endpoint: this.#endpoint() });
+  }
+
+  #azure(): Partial<AzureSettings> {
+    const settings = {
+      accountName: this.#text('account-name'),
+      accountKey: this.#text('account-key'),
+      sasToken: this.#text('sas-token'),
+      endpoint: this.#endpoint(),
+    };
+    if (settings.accountKey !== undefined && settings.sasToken !== undefined)
+      throw this.#bad('account-key and sas-token: give one of them');
+    return given(settings);
+  }
+
+  #sftp(from: Pick<SftpSettings, 'path'> & Partial<SftpSettings>): SftpSettings {
+    const { host, user, ...rest } = {
+      ...from,
+      ...given({
+        host: this.#text('host'),
+        user: this.#text('user'),
+        password: this.#text('password'),
+        keyPath: this.#text('key-path'),
+        hostKey: this.#text('host-key'),
+        concurrentWrites: read(
+          this.#raw,
+          'concurrent-writes',
+          undefined,
+          parseBoolean,
+          'true or false',
+          this.#where,
+        ),
+      }),
+    };
+    if (host === undefined || user === undefined) throw this.#bad('type sftp needs host and user');
+    if (rest.hostKey !== undefined && parseHostKey(rest.hostKey) === undefined)
+      throw this.#bad('host-key: expected a public key such as "ssh-ed25519 AAAA…"');
+    return { ...rest, type: 'sftp', host, user };
   }
 
   #s3(): Partial<S3Settings> {
     const raw = this.#raw;
     const where = this.#where;
-    const text = (key: (typeof S3_KEYS)[number]): string | undefined =>
-      read(
-        raw,
-        key,
-        undefined,
-        (value) => (typeof value === 'string' && value !== '' ? value : undefined),
-        'text',
-        where,
-      );
+    const text = (key: (typeof S3_KEYS)[number]): string | undefined => this.#text(key);
     const flag = (key: (typeof S3_KEYS)[number]): boolean | undefined =>
       read(raw, key, undefined, parseBoolean, 'true or false', where);
     const settings: Partial<S3Settings> = {
-      endpoint: text('endpoint'),
+      endpoint: this.#endpoint(),
       region: text('region'),
       forcePathStyle: flag('force-path-style'),
       skipVerify: flag('skip-verify'),
@@ -160,11 +227,9 @@ class Entry {
     };
     if ((settings.accessKeyId === undefined) !== (settings.secretAccessKey === undefined))
       throw this.#bad('access-key-id and secret-access-key need one another');
-    if (settings.endpoint !== undefined && !URL.canParse(settings.endpoint))
-      throw this.#bad('endpoint: expected a URL such as https://s3.example.com');
     if ((settings.partSizeBytes ?? MIN_PART_BYTES) < MIN_PART_BYTES)
       throw this.#bad('part-size: at least 5MB');
-    return Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined));
+    return given(settings);
   }
 
   #group(key: string, keys: readonly string[]): Raw {
@@ -181,6 +246,10 @@ class Entry {
 }
 
 const MIN_PART_BYTES = 5 << 20;
+
+/** Without the keys that have no value. */
+const given = <T extends object>(settings: T): Partial<T> =>
+  Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined)) as Partial<T>;
 
 function checkKeys(raw: Raw, known: readonly string[], where: string): void {
   for (const key of Object.keys(raw)) {

@@ -95,7 +95,7 @@ const databaseDurability = kind(
   'a list of {name, commit, acknowledge, timeout, on-timeout}',
   parseDatabaseDurability,
 );
-const backups = kind('a list of {type: s3 | file, bucket, path, …}, or URLs', parseBackups);
+const backups = kind('a list of {type: s3 | gs | abs | sftp | file, bucket, path, …}, or URLs', parseBackups);
 const exec = kind('a command, or a list of {cmd, if-candidate}', parseExec);
 const oneOf = <const T extends string>(...words: readonly T[]) =>
   kind(`one of ${words.join(', ')}`, (raw) => words.find((word) => word === raw));

@@ -22,9 +22,12 @@ const BIN = join(CACHE, 'bin');
 
 /** The Go implementation of LTX: the oracle of the format tests. */
 const LTX_MODULE = 'github.com/superfly/ltx/cmd/ltx@v0.5.3';
-/** What backups are tested against: an object store, and the program whose buckets are read and written. */
+/** What backups are tested against: object stores, and the program whose buckets are read and written. */
 const MINIO_MODULE = 'github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c';
 const LITESTREAM_MODULE = 'github.com/benbjohnson/litestream/cmd/litestream@v0.5.18';
+const GCS_MODULE = 'github.com/fsouza/fake-gcs-server@v1.56.1';
+/** A folder of its own and no entry of package.json: whoever only runs KiteFS need not fetch its 370 packages. */
+const AZURITE = 'azurite@3.35.0';
 /** The version of Django that the ORM test runs on. */
 const DJANGO = 'django==4.2.16';
 
@@ -81,6 +84,8 @@ function missingTestPackages() {
   if (!hasLibrary('libfuse.so.2')) packages.push('libfuse2');
   if (!has('ip')) packages.push('iproute2');
   if (!has('mkfs.ext4')) packages.push('e2fsprogs');
+  if (!has('/usr/sbin/sshd')) packages.push('openssh-server');
+  if (!has('openssl')) packages.push('openssl');
   if (!has('go')) packages.push('golang-go');
   if (spawnSync('python3', ['-c', 'import venv, ensurepip']).status !== 0) packages.push('python3-venv');
   return packages;
@@ -187,12 +192,29 @@ function installGoProgram(name, module, what) {
   run('go', ['install', module], { quiet: true, env: { GOBIN: BIN } });
 }
 
+/** .cache/azurite/node_modules/azurite. */
+function installAzurite() {
+  const dir = join(CACHE, 'azurite');
+  const stamp = join(dir, 'stamp');
+  if (existsSync(stamp) && readFileSync(stamp, 'utf8') === AZURITE) return;
+  console.log('installing Azurite (for the tests of backups)');
+  mkdirSync(dir, { recursive: true });
+  writeFileSync(join(dir, 'package.json'), '{ "private": true }\n');
+  run('npm', ['install', '--no-save', '--no-fund', '--no-audit', '--loglevel=error', AZURITE], {
+    quiet: true,
+    cwd: dir,
+  });
+  writeFileSync(stamp, AZURITE);
+}
+
 /** The tools that only tests use, each under .cache. */
 export function installTestTools() {
   mkdirSync(BIN, { recursive: true });
   installGoProgram('ltx', LTX_MODULE, 'the oracle of the format tests');
   installGoProgram('litestream', LITESTREAM_MODULE, 'for the tests of backups: takes a few minutes');
   installGoProgram('minio', MINIO_MODULE, 'for the tests of backups: takes a few minutes');
+  installGoProgram('fake-gcs-server', GCS_MODULE, 'for the tests of backups');
+  installAzurite();
   installConsul();
   const python = join(CACHE, 'python');
   if (!existsSync(join(python, 'django.stamp'))) {
