@@ -225,6 +225,65 @@ export const ERRORS = {
     'Run as root (in a container with `--cap-add SYS_ADMIN --device /dev/fuse`), or set `fuse.driver: fuse-native`.',
   ),
 
+  ERR_PROXY_HEADERS: row('Make cookies and headers of the request smaller, or raise proxy.max-header.', {
+    http: 431,
+    grpc: 3,
+  }),
+  ERR_PROXY_LOOP: row('Check proxy.target and proxy.advertise: one of them leads back to a proxy.', {
+    http: 508,
+    grpc: 9,
+  }),
+  ERR_PROXY_NO_PRIMARY: row('Try again: a primary is elected within about lease.ttl.', {
+    retry: true,
+    http: 503,
+    grpc: 14,
+  }),
+  ERR_PROXY_NOT_PRIMARY: row('Nothing: the node that sent it asks the new primary.', {
+    retry: true,
+    http: 421,
+    grpc: 9,
+  }),
+  ERR_PROXY_PEER: row('Give every node the same peer.secret; clients do not send Kitefs-Forwarded.', {
+    http: 403,
+    grpc: 7,
+  }),
+  ERR_PROXY_PRIMARY_GONE: row(
+    'The primary may have carried it out: look before you send it again, or send an Idempotency-Key.',
+    { http: 502, grpc: 14 },
+  ),
+  ERR_PROXY_REQUEST: row('Correct the request: its framing or a header is malformed (docs/proxy.md).', {
+    http: 400,
+    grpc: 3,
+  }),
+  ERR_PROXY_STALE: row('Ask for less freshness, or try again when this node has caught up.', {
+    retry: true,
+    http: 503,
+    grpc: 14,
+  }),
+  ERR_PROXY_STOPPING: row('Try again: another node, or this one after its restart, answers.', {
+    retry: true,
+    http: 503,
+    grpc: 14,
+  }),
+  ERR_PROXY_TARGET: row('Look at the log of the application: it ended or broke off its answer.', {
+    http: 502,
+    grpc: 14,
+  }),
+  ERR_PROXY_TARGET_DOWN: row('Start the application, or correct proxy.target.', {
+    retry: true,
+    http: 503,
+    grpc: 14,
+  }),
+  ERR_PROXY_TIMEOUT: row('Raise proxy.read-timeout or proxy.write-timeout, or send and answer faster.', {
+    retry: true,
+    http: 504,
+    grpc: 4,
+  }),
+  ERR_PROXY_TOKEN_LOST: row(
+    'Drop the token (kitefs cookie or header): writes that it stands for were lost in a failover.',
+    { http: 409, grpc: 9 },
+  ),
+
   ERR_REPLICATION_CLUSTER: row(
     'The node belongs to another cluster: correct its peer addresses, or give it an empty data.dir.',
     { http: 409, grpc: 9 },
