@@ -28,11 +28,7 @@ export type Decision =
     }
   | {
       readonly kind: 'refuse';
-      readonly code:
-        | 'ERR_PROXY_NO_PRIMARY'
-        | 'ERR_PROXY_NOT_PRIMARY'
-        | 'ERR_PROXY_STALE'
-        | 'ERR_PROXY_TOKEN_LOST';
+      readonly code: 'ERR_PROXY_NO_PRIMARY' | 'ERR_PROXY_NOT_PRIMARY' | 'ERR_PROXY_STALE';
       readonly why: string;
     };
 
@@ -47,7 +43,7 @@ export function decide(question: Question, settings: ProxySettings, node: NodeSn
 /** For what only the primary may answer: it is here, it is there, it is awaited, or it is not to be had. */
 export function toPrimary(
   question: Question,
-  settings: ProxySettings,
+  settings: Pick<ProxySettings, 'primaryWaitMs'>,
   node: NodeSnapshot,
   why: string,
 ): Decision {
