@@ -73,6 +73,16 @@ describe('the apply queue', () => {
     expect(opened()).toBe(1);
   });
 
+  it('says how far readers may see after a call that may have done a part', async () => {
+    const { queue } = queueOf([file(1n), file(2n)], [new KiteError('ERR_APPLIER_IO', 'disk full')]);
+    expect(queue.applying).toBeUndefined();
+    const drained = queue.drained();
+    await new Promise((resolve) => setImmediate(resolve));
+    const during = queue.applying;
+    await drained;
+    expect([during?.txid, queue.applying]).toEqual([2n, undefined]);
+  });
+
   it('opens again and goes on after the applier was restarted', async () => {
     const restarted = new KiteError('ERR_APPLIER_RESTARTED', 'killed');
     const { queue, seen, opened } = queueOf([file(1n), file(2n)], [restarted]);

@@ -2,7 +2,7 @@ import { KiteError, toKiteError } from '../errors.js';
 import type { Applier } from '../applier/applier.js';
 import type { AppliedDatabase } from '../applier/messages.js';
 import { NO_POSITION } from '../ltx/position.js';
-import type { LogFile } from '../store/types.js';
+import type { EpochPosition, LogFile } from '../store/types.js';
 import { monotonicMs } from '../util/clock.js';
 
 /** How many files go into one call: bounded, so that a long queue reports its progress. */
@@ -36,6 +36,7 @@ export interface ApplyQueueOptions {
 export class ApplyQueue {
   readonly #options: ApplyQueueOptions;
   #database: AppliedDatabase | undefined;
+  #applying: EpochPosition | undefined;
   #running: Promise<void> | undefined;
   #again = false;
   #stopped = false;
@@ -44,6 +45,11 @@ export class ApplyQueue {
 
   constructor(options: ApplyQueueOptions) {
     this.#options = options;
+  }
+
+  /** How far the applier may have come: readers may see up to here before it has said so. Undefined: nothing is under way. */
+  get applying(): EpochPosition | undefined {
+    return this.#applying;
   }
 
   /** There may be something new in the log. */
@@ -134,6 +140,9 @@ export class ApplyQueue {
   async #apply(files: readonly LogFile[]): Promise<AppliedDatabase> {
     const { applier, name, onBatch } = this.#options;
     const startMs = monotonicMs();
+    const last = files.at(-1);
+    // Stays after a failure, which may have come after a part of it: until something says where the database is.
+    if (last) this.#applying = { txid: last.maxTxid, checksum: last.postApplyChecksum, epoch: last.epoch };
     const database = await applier.apply(name, files);
     onBatch?.((monotonicMs() - startMs) / 1000);
     return database;
@@ -141,6 +150,7 @@ export class ApplyQueue {
 
   #took(database: AppliedDatabase): void {
     this.#database = database;
+    this.#applying = undefined;
     this.#options.onApplied(database);
   }
 

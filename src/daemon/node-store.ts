@@ -32,6 +32,7 @@ import {
   type TxidRange,
 } from '../ltx/position.js';
 import type { Metrics } from '../observability/metrics.js';
+import type { History } from '../proxy/history.js';
 import type {
   ChecksumSource,
   IncomingFile,
@@ -79,6 +80,8 @@ interface Entry {
   lent: boolean;
   /** What this node has is of no use; replication is told that nothing is here, so that a snapshot comes. */
   needsSnapshot: boolean;
+  /** Where the epochs before this one ended in the log. */
+  earlier: { readonly epoch: bigint; readonly ends: readonly EpochPosition[] } | undefined;
   /** How far the full check behind the last start is. */
   check: CheckProgress | undefined;
   /** Why this database does not serve. */
@@ -200,6 +203,32 @@ export class NodeStore implements ReplicationStore {
     if (this.#isPrimary()) return this.position(name);
     const applied = this.#entries.get(name)?.applied?.position;
     return applied && applied.txid > 0n ? applied : undefined;
+  }
+
+  /** What readers here see at least, and where the epochs before that ended; undefined: no such database is here. */
+  history(name: string): History | undefined {
+    const entry = this.#entries.get(name);
+    const position = this.appliedPosition(name);
+    if (!entry || !exists(entry) || !position) return undefined;
+    if (entry.earlier?.epoch !== position.epoch) {
+      entry.earlier = { epoch: position.epoch, ends: endsBefore(entry.log, position.epoch) };
+    }
+    return { position, ends: entry.earlier.ends };
+  }
+
+  /**
+   * The last transaction that a reader here can have seen before this call: on the primary, and where applications write (HALT), what
+   * is committed, once capture has passed the end of the WAL; else the end of what is being applied.
+   */
+  async seen(name: string): Promise<EpochPosition | undefined> {
+    const entry = this.#entries.get(name);
+    if (!entry || !exists(entry)) return undefined;
+    if (this.#isPrimary() || entry.lent) {
+      const captured = await this.#capture.position(name);
+      // Not captured: it is being taken over, or damaged. Nothing was written that the log does not have.
+      return captured ?? this.position(name);
+    }
+    return entry.queue?.applying ?? this.appliedPosition(name);
   }
 
   /** Last file of the log: size and page size of the database after it. */
@@ -648,6 +677,7 @@ export class NodeStore implements ReplicationStore {
       queue: undefined,
       lent: false,
       needsSnapshot: false,
+      earlier: undefined,
       check: undefined,
       error: undefined,
     };
@@ -876,6 +906,28 @@ export class NodeStore implements ReplicationStore {
   #tell(change: StoreChange): void {
     for (const listener of this.#listeners) listener(change);
   }
+}
+
+const EPOCHS_REMEMBERED = 16;
+
+/**
+ * The ends of the epochs before `epoch` in a log, oldest first. It goes back as far as that is certain: a file of several transactions may
+ * be a snapshot or a difference, which holds those of other epochs too.
+ */
+function endsBefore(log: Log, epoch: bigint): EpochPosition[] {
+  const ends: EpochPosition[] = [];
+  try {
+    for (let before = epoch; before > 0n && ends.length < EPOCHS_REMEMBERED;) {
+      const end = log.endOfEpoch(before - 1n);
+      const next = end && log.filesAfter(end, 1)?.[0];
+      if (!end || next?.minTxid !== next?.maxTxid) break;
+      ends.unshift(end);
+      before = end.epoch;
+    }
+  } catch {
+    // A damaged file is in the way: what is behind it is not known.
+  }
+  return ends;
 }
 
 /** How many transactions a log holds. */

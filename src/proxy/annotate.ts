@@ -98,7 +98,13 @@ async function withToken(
   followed: readonly string[],
   settings: AnswerSettings,
 ): Promise<readonly string[]> {
-  const seen: Token = await view.seen(followed);
+  let seen: Token;
+  try {
+    seen = await view.seen(followed);
+  } catch {
+    // The node is about to end. What the application has answered stays true without a token.
+    return about;
+  }
   const known = needs?.positions ?? NO_TOKEN;
   const lost = lostOf(known, seen, view.now);
   const token = advance(known, seen, new Set(lost.keys()));
