@@ -155,6 +155,7 @@ export const ERRORS = {
     grpc: 7,
   }),
   ERR_HTTP_NOT_FOUND: row('See docs/http-api.md for the paths.', { http: 404, grpc: 5 }),
+  ERR_HTTP_NOT_REACHED: row('Wait longer, or ask the primary.', { retry: true, http: 504, grpc: 4 }),
   ERR_HTTP_REQUEST: row('Correct the request (docs/http-api.md).', { http: 400, grpc: 3 }),
   ERR_HTTP_TOKEN: row('Set KITEFS_HTTP_TOKEN to the http.token of the node.', { http: 401, grpc: 16 }),
   ERR_HTTP_TOO_LARGE: row('Raise http.max-import, or free space in data.dir.', { http: 413, grpc: 8 }),
@@ -225,6 +226,7 @@ export const ERRORS = {
     'Run as root (in a container with `--cap-add SYS_ADMIN --device /dev/fuse`), or set `fuse.driver: fuse-native`.',
   ),
 
+  ERR_PROXY_EXPECT: row('Send Expect: 100-continue, or none.', { http: 417, grpc: 3 }),
   ERR_PROXY_HEADERS: row('Make cookies and headers of the request smaller, or raise proxy.max-header.', {
     http: 431,
     grpc: 3,
@@ -232,6 +234,10 @@ export const ERRORS = {
   ERR_PROXY_LOOP: row('Check proxy.target and proxy.advertise: one of them leads back to a proxy.', {
     http: 508,
     grpc: 9,
+  }),
+  ERR_PROXY_METHOD: row('Send requests to the proxy as to a server, not as to a forward proxy.', {
+    http: 501,
+    grpc: 12,
   }),
   ERR_PROXY_NO_PRIMARY: row('Try again: a primary is elected within about lease.ttl.', {
     retry: true,
@@ -269,20 +275,25 @@ export const ERRORS = {
     http: 502,
     grpc: 14,
   }),
+  ERR_PROXY_SLOW: row('Send the request faster, or raise proxy.read-timeout.', {
+    retry: true,
+    http: 408,
+    grpc: 4,
+  }),
   ERR_PROXY_TARGET_DOWN: row('Start the application, or correct proxy.target.', {
     retry: true,
     http: 503,
     grpc: 14,
+  }),
+  ERR_PROXY_TOO_LARGE: row('Name the path in proxy.always-forward, or raise proxy.buffer.', {
+    http: 413,
+    grpc: 8,
   }),
   ERR_PROXY_TIMEOUT: row('Raise proxy.read-timeout or proxy.write-timeout, or send and answer faster.', {
     retry: true,
     http: 504,
     grpc: 4,
   }),
-  ERR_PROXY_TOKEN_LOST: row(
-    'Drop the token (kitefs cookie or header): writes that it stands for were lost in a failover.',
-    { http: 409, grpc: 9 },
-  ),
 
   ERR_REPLICATION_CLUSTER: row(
     'The node belongs to another cluster: correct its peer addresses, or give it an empty data.dir.',

@@ -29,7 +29,7 @@ export async function mount(
   const stop = stopOnSignals(supervisor, logger, () => node !== undefined);
 
   try {
-    node = await Node.start(config, logger);
+    const running = (node = await Node.start(config, logger));
     node.onFatal((error) => {
       failure = error;
       stop.abort('SIGTERM');
@@ -38,7 +38,10 @@ export async function mount(
     // Before the application starts, so that it meets the primary.
     if (!stop.signal.aborted) await node.promoteAtStart();
     const commands = words.length > 0 ? [{ argv: words }] : config.exec;
-    const code = await supervise(supervisor, commands, stop.signal);
+    const code = await supervise(supervisor, commands, stop.signal, async () => {
+      // What has failed answers nobody any more.
+      if (!failure) await running.drain();
+    });
     if (failure) throw failure;
     return code;
   } catch (thrown) {
@@ -88,14 +91,19 @@ async function supervise(
   supervisor: Supervisor,
   commands: readonly Command[],
   stop: AbortSignal,
+  drain: () => Promise<void>,
 ): Promise<number> {
   if (commands.length === 0 || stop.aborted) {
     await aborted(stop);
+    await drain();
     return 0;
   }
   const ended = supervisor.run(commands);
   // After a signal the application has its time to end, and its exit code counts.
-  const stopped = aborted(stop).then(() => supervisor.stop(GRACE_MS, stop.reason as NodeJS.Signals));
+  const stopped = aborted(stop)
+    // Requests that have come in are answered while there is somebody to answer them.
+    .then(() => drain())
+    .then(() => supervisor.stop(GRACE_MS, stop.reason as NodeJS.Signals));
   await Promise.race([ended, stopped]);
   const code = await ended;
   if (code === undefined) await stopped;

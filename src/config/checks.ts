@@ -12,7 +12,7 @@ export interface BrokenRule {
 
 /** What single values cannot say: each rule names one mistake and what would be right. */
 export function checkConfig(config: Config): BrokenRule[] {
-  const { fuse, data, http, peer, lease } = config;
+  const { fuse, data, http, peer, lease, proxy } = config;
   const broken: BrokenRule[] = [];
   const rule = (key: string, holds: boolean, text: string): void => {
     if (!holds) broken.push({ key, text });
@@ -55,6 +55,11 @@ export function checkConfig(config: Config): BrokenRule[] {
     'peer.secret',
     peer.secret === undefined || peer.secret.length >= 16,
     'peer.secret: at least 16 characters are needed, such as the output of openssl rand -hex 32',
+  );
+  rule(
+    'proxy.target',
+    proxy.addr === undefined || proxy.target !== undefined,
+    'proxy.target: the proxy needs the address where the application listens, such as localhost:8080',
   );
   const waits = config.durability.filter(({ waitFor }) => waitFor !== 'async');
   rule(

@@ -98,12 +98,14 @@ describe('the configuration', () => {
           .replace(`${dir}/`, '')
           .replace(/:[^:]*$/, ''),
       ),
-    ).toEqual([
-      'kitefs.yml:8: proxy.addr has no effect',
-      'kitefs.yml:9: proxy.target has no effect',
-      'kitefs.yml:10: proxy.db has no effect',
-      'kitefs.yml:11: proxy.passthrough has no effect',
-    ]);
+    ).toEqual([]);
+    expect(config.proxy).toMatchObject({
+      addr: { host: '', port: 8080 },
+      target: [{ host: 'localhost', port: 8081 }],
+      db: ['db'],
+      passthrough: [{ path: '*.ico' }, { path: '*.png' }],
+      primaryWaitMs: 5000,
+    });
   });
 
   describe('of a lease in Consul', () => {

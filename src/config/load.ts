@@ -138,7 +138,7 @@ function nested(given: ReadonlyMap<string, { raw: unknown }>): unknown {
 }
 
 function complete(given: GivenConfig) {
-  const { fuse, data, http, peer, durability, lease, log } = given;
+  const { fuse, data, http, peer, durability, lease, proxy, log } = given;
   const machine = lease.hostname ?? hostname();
   const advertiseUrl = lease.advertiseUrl ?? `http://${formatAddress({ ...http.addr, host: machine })}`;
   const advertised: Address = peer.addr.host === '' ? { ...peer.addr, host: machine } : peer.addr;
@@ -161,8 +161,21 @@ function complete(given: GivenConfig) {
       consul: { ...lease.consul, url: lease.consul.url?.replace(/^(?!\w+:\/\/)/, 'http://') },
     },
     durability: policies(durability),
+    proxy: {
+      ...proxy,
+      advertise: proxy.advertise ?? besidePeers(peer.advertise ?? advertised, proxy.addr),
+      primaryWaitMs: proxy.primaryWaitMs ?? proxy.primaryRedirectTimeoutMs,
+      replay: proxy.replay !== 'auto' ? proxy.replay : proxy.instance === undefined ? 'off' : 'instance',
+    } as const,
     log: { ...log, level: log.debug ? ('debug' as const) : log.level },
   };
+}
+
+/** Peers reach the proxy at the host where they reach this node, unless it listens on one address only. */
+function besidePeers(advertised: Address, addr: Address | undefined): Address | undefined {
+  if (!addr) return undefined;
+  const isEvery = ['', '0.0.0.0', '::'].includes(addr.host);
+  return isEvery ? { host: advertised.host, port: addr.port } : addr;
 }
 
 /** One for each entry of `databases`, then one for all other databases. */

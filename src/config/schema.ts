@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { BadValue, parseBackups } from './backups.js';
+import { parseAddresses, parsePatterns, parseRoutes } from './proxy.js';
 import { LOG_LEVELS } from '../observability/log.js';
 import {
   parseAddress,
@@ -97,10 +98,18 @@ const databaseDurability = kind(
 );
 const backups = kind('a list of {type: s3 | gs | abs | sftp | file, bucket, path, …}, or URLs', parseBackups);
 const exec = kind('a command, or a list of {cmd, if-candidate}', parseExec);
+const addresses = kind('an address such as localhost:8080, or a list of them', parseAddresses);
+const patterns = kind(
+  'a list of paths with * for any characters, each with a method before it or not',
+  parsePatterns,
+);
+const routes = kind(
+  'a list of {path, methods, as: read | write | passthrough, without-primary, upgrade, max-staleness, read-wait}',
+  parseRoutes,
+);
 const oneOf = <const T extends string>(...words: readonly T[]) =>
   kind(`one of ${words.join(', ')}`, (raw) => words.find((word) => word === raw));
 
-const PROXY = 'the HTTP proxy comes with a later version';
 const BACKUP = 'LiteFS Cloud was shut down; backups to object storage are configured by the list backups';
 const TRACING = 'KiteFS writes no trace log; see log.level';
 
@@ -305,18 +314,90 @@ export const configSchema = z.strictObject({
     ),
   }),
   proxy: z.strictObject({
-    addr: text('Where the proxy listens.', { noEffect: PROXY }),
-    target: text('Where the application listens.', { noEffect: PROXY }),
-    db: text('The database whose position it follows.', { noEffect: PROXY }),
-    maxLag: text('Lag beyond which a node says it is unwell.', { noEffect: PROXY }),
-    debug: text('Log each request.', { noEffect: PROXY }),
-    passthrough: list('Paths that go straight to the application.', { noEffect: PROXY }),
-    alwaysForward: list('Paths that go to the primary.', { noEffect: PROXY }),
-    primaryRedirectTimeout: text('Wait for a primary.', { noEffect: PROXY }),
-    readTimeout: text('Time limit.', { noEffect: PROXY }),
-    readHeaderTimeout: text('Time limit.', { noEffect: PROXY }),
-    writeTimeout: text('Time limit.', { noEffect: PROXY }),
-    idleTimeout: text('Time limit.', { noEffect: PROXY }),
+    addr: address('Where the proxy listens; nothing: there is none (docs/proxy.md).'),
+    target: addresses('Where the application listens: one address, or several that take turns.'),
+    db: list('The databases whose positions clients are held to; nothing: all.', { default: '' }),
+    advertise: address('The address of the proxy that other nodes are told.', {
+      derived: 'the host of peer.advertise with the port of proxy.addr',
+    }),
+    instance: text('The Fly.io Machine of this node.', { alsoEnv: ['FLY_MACHINE_ID'] }),
+    replay: oneOf(
+      'auto',
+      'off',
+      'instance',
+      'region',
+    )(
+      'How a replica passes a write on. off: it sends it to the primary’s proxy; instance, region: it answers with a fly-replay header; auto: instance on Fly.io, off elsewhere.',
+      { default: 'auto' },
+    ),
+    replayMaxBodyBytes: size('Bodies above this, or of unknown length, are never replayed by Fly.io.', {
+      default: '1MB',
+    }),
+    reads: patterns('What is a read though its method is not GET, HEAD or OPTIONS: /path or METHOD /path.', {
+      default: '',
+    }),
+    passthrough: patterns('What goes to the application of this node, whatever it is.', { default: '' }),
+    alwaysForward: patterns('What goes to the primary though it looks like a read.', { default: '' }),
+    routes: routes(
+      'Paths that differ; the first that matches counts. As a flag: /path=write,/other/*=read.',
+      { default: '' },
+    ),
+    withoutPrimary: oneOf('serve', 'refuse')(
+      'What reads get while no primary is known: an answer of this node, or 503.',
+      { default: 'serve' },
+    ),
+    token: oneOf(
+      'cookie',
+      'header',
+      'off',
+    )(
+      'How clients carry what they have seen, so that no node shows them anything older; a client that sends Kitefs-Token gets that back in any case.',
+      { default: 'cookie' },
+    ),
+    tokenSecret: text('Tokens are signed with it, and others are not taken; the same on every node.', {
+      secret: true,
+    }),
+    readWaitMs: duration('How long a read waits until this node has what its client has seen.', {
+      default: '5s',
+    }),
+    maxStalenessMs: duration('No read of this node is older; nothing: there is no bound.'),
+    staleReads: oneOf('primary', 'refuse')(
+      'What becomes of a read that this node cannot serve as fresh as it must be: the primary answers it, or 503.',
+      { default: 'primary' },
+    ),
+    responseHeaders: flag(
+      'Answers say which node has served them and how fresh: Kitefs-Node, Kitefs-Freshness, Kitefs-Position.',
+      { default: 'true' },
+    ),
+    maintenancePage: text('A file that is the body of every 503 of the proxy.'),
+    primaryWaitMs: duration('How long a write waits for a primary before it gets 503.', {
+      derived: 'proxy.primary-redirect-timeout',
+    }),
+    primaryRedirectTimeoutMs: duration('LiteFS’s name of proxy.primary-wait.', { default: '5s' }),
+    targetWaitMs: duration('How long a request waits for an application that refuses connections.', {
+      default: '30s',
+    }),
+    bufferBytes: size(
+      'A request of up to this size can be sent to the primary after all when the application of a replica asks for it.',
+      { default: '1MB' },
+    ),
+    maxHeaderBytes: size('The most that the head of a request or an answer may take.', { default: '32KB' }),
+    drainMs: duration(
+      'How long requests and WebSockets that run have when this node changes its role, or ends.',
+      {
+        default: '10s',
+      },
+    ),
+    maxLagMs: duration('Age of its data beyond which a replica is unwell (/litefs/health).', {
+      default: '10s',
+    }),
+    debug: flag('Log each request.', { default: 'false' }),
+    readTimeoutMs: duration('How long a whole request may take to arrive; 0: no limit.', { default: '0' }),
+    readHeaderTimeoutMs: duration('How long the head of a request may take to arrive; 0: no limit.', {
+      default: '10s',
+    }),
+    writeTimeoutMs: duration('How long an answer may stand still; 0: no limit.', { default: '0' }),
+    idleTimeoutMs: duration('How long a connection without a request is kept.', { default: '30s' }),
   }),
   backup: z.strictObject({
     type: text('Kind of backup.', { noEffect: BACKUP }),

@@ -24,6 +24,7 @@ import { behind } from '../lease/election.js';
 import { Lease } from '../lease/lease.js';
 import type { LeaseEvent, LeaseHolder, LeasePositions, Member } from '../lease/types.js';
 import { formatPosition, NO_POSITION } from '../ltx/position.js';
+import { Proxy } from '../proxy/proxy.js';
 import type { Logger } from '../observability/log.js';
 import { Metrics } from '../observability/metrics.js';
 import { isPrimary, type NodeRole, type NodeStatus } from '../observability/node-status.js';
@@ -38,6 +39,7 @@ import { HAND_OFF_WAIT_MS, HandOff, type HandOffRequest } from './hand-off.js';
 import { openLease } from './lease-kinds.js';
 import { LockEnforcer } from './lock-enforcer.js';
 import { isHolder, reasonToEnter } from './node-state.js';
+import { databaseView, nodeFacts, proxySettings } from './node-proxy.js';
 import { NodeStore } from './node-store.js';
 import { Promotion } from './promotion.js';
 import { Retention } from './retention.js';
@@ -67,6 +69,7 @@ export class Node implements NodeApi {
   #haltLocks!: HaltLocks;
   #backups: Backups | undefined;
   #drills: Drills | undefined;
+  #proxy: Proxy | undefined;
   #lease: Lease | undefined;
   #openingReadOnly: NodeJS.Timeout | undefined;
   #handOff: HandOff | undefined;
@@ -291,6 +294,8 @@ export class Node implements NodeApi {
         nodeId,
         advertiseUrl: config.lease.advertiseUrl,
         peerAddress: config.peer.advertise,
+        ...(config.proxy.advertise && { proxyAddress: formatAddress(config.proxy.advertise) }),
+        instance: config.proxy.instance,
         candidate: config.lease.candidate,
         region: config.node.region,
         priority: config.node.priority,
@@ -324,6 +329,9 @@ export class Node implements NodeApi {
       holder: () => this.#holder,
     });
     this.#lease.start();
+    this.#proxy = await this.#startProxy();
+    // What the node has become while the proxy started.
+    this.#proxy?.nodeChanged();
 
     const retention = new Retention(
       {
@@ -389,6 +397,54 @@ export class Node implements NodeApi {
     });
     this.#undo.push(() => drills.stop());
     return drills;
+  }
+
+  async #startProxy(): Promise<Proxy | undefined> {
+    const settings = proxySettings(this.#config);
+    if (!settings) return undefined;
+    const store = this.#store;
+    const proxy = await Proxy.start({
+      settings,
+      logger: this.#logger,
+      facts: () =>
+        nodeFacts({
+          config: this.#config,
+          control: this.#control,
+          store,
+          clusterId: this.#data.clusterId ?? '',
+          role: this.#role,
+          ready: this.#isReady(),
+          holder: this.#holder,
+          members: this.#lease?.members ?? [],
+        }),
+      databases: () => store.databases(),
+      database: (name) => databaseView(name, store, this.#role, this.#roles.client),
+      seen: async (names) => {
+        const seen = await Promise.all(names.map(async (name) => [name, await store.seen(name)] as const));
+        return new Map(seen.flatMap(([name, position]) => (position ? [[name, position]] : [])));
+      },
+      onRestart: () => this.#metrics.proxyRestarts.inc(),
+      onCounted: (counted) => {
+        for (const { kind, by, status, count } of counted)
+          this.#metrics.proxyRequests.inc({ kind, by, code: String(status) }, count);
+      },
+    });
+    this.#undo.push(() => proxy.stop());
+    store.subscribe(({ name }) => proxy.databaseChanged(name));
+    return proxy;
+  }
+
+  /**
+   * Lets requests that the proxy has taken be answered, while the application still runs. The successor is named first: writes that come
+   * in meanwhile, here and at other nodes, go there instead of waiting. Never throws.
+   */
+  async drain(): Promise<void> {
+    if (!this.#proxy) return;
+    if (this.#role === 'primary' && this.#handOff?.possible) {
+      const request = { target: undefined, waitMs: HAND_OFF_WAIT_MS, reason: 'this node stops' };
+      await this.#drain(request).catch((error: unknown) => this.#logger.info(toKiteError(error).message));
+    }
+    await this.#proxy.drain();
   }
 
   /** Calls back when the node cannot go on (its capture thread died, its mount was taken away). */
@@ -581,10 +637,12 @@ export class Node implements NodeApi {
     // Two at once: the second is refused, and says nothing about the first.
     if (before !== 'primary') return await this.#handOff.run(request);
     this.#enter('draining');
+    this.#proxy?.nodeChanged();
     try {
       return await this.#handOff.run(request);
     } catch (error) {
       if (this.#role === 'draining') this.#enter('primary');
+      this.#proxy?.nodeChanged();
       throw error;
     }
   }
@@ -652,6 +710,7 @@ export class Node implements NodeApi {
         break;
       case 'renewed':
         this.#control.deadlineNs = event.deadlineNs;
+        this.#proxy?.nodeChanged();
         this.#durability.renewed();
         this.#backups?.renewed(Number(event.deadlineNs) / 1e6);
         break;
@@ -743,6 +802,7 @@ export class Node implements NodeApi {
     this.#holder = role === 'replica' ? holder : this.#ownHolder();
     void this.#mount.changed().catch((error: unknown) => this.#trouble(error));
     this.#server.roleChanged();
+    this.#proxy?.nodeChanged();
   }
 
   #ownHolder(): LeaseHolder | undefined {
@@ -868,6 +928,9 @@ export class Node implements NodeApi {
 
   #onClientEvent(event: ReplicationClientEvent): void {
     switch (event.kind) {
+      case 'fresher':
+        for (const name of this.#store.databases()) this.#proxy?.databaseChanged(name);
+        break;
       case 'connected':
         this.#events.add('connected', `following ${event.primaryNodeId}, epoch ${event.epoch}`);
         break;

@@ -42,6 +42,6 @@ function lagMs(status: NodeStatus): number {
   return Math.round(Math.min(LAG_UNKNOWN_MS, Math.max(0, ...(ages.length > 0 ? ages : [LAG_UNKNOWN_MS]))));
 }
 
-const hostOf = (url: string): string => (URL.canParse(url) ? new URL(url).hostname : url);
+export const hostOf = (url: string): string => (URL.canParse(url) ? new URL(url).hostname : url);
 
 const line = (text: string): Buffer => Buffer.from(`${text}\n`);

@@ -117,8 +117,9 @@ export class LeaseMachine {
 
   constructor(options: LeaseMachineOptions) {
     this.#options = options;
-    const { nodeId, advertiseUrl, peerAddress } = options.node;
-    this.#self = { nodeId, incarnation: options.incarnation, advertiseUrl, peerAddress };
+    const { nodeId, advertiseUrl, peerAddress, proxyAddress, instance } = options.node;
+    const { incarnation } = options;
+    this.#self = { nodeId, incarnation, advertiseUrl, peerAddress, proxyAddress, instance };
     this.#highestEpoch = options.highestEpoch;
     this.#schedule = scheduleOf(options.ttlMs, options.remote ?? false);
     this.#beatMs = this.#schedule.beatMs;
@@ -371,13 +372,9 @@ export class LeaseMachine {
     this.#nextRegisterMs = now + this.#membership.turnMs(now);
     this.#registeredEpoch = this.#highestEpoch;
     this.#seenCounter += 1n;
-    const { nodeId, incarnation, advertiseUrl, peerAddress } = this.#self;
     const { candidate, region, priority } = this.#options.node;
     const member: Member = {
-      nodeId,
-      incarnation,
-      advertiseUrl,
-      peerAddress,
+      ...this.#self,
       clusterId: this.#options.clusterId,
       candidate,
       region,

@@ -12,6 +12,8 @@ const holder = {
   incarnation: z.string().min(1),
   advertiseUrl: z.string(),
   peerAddress: z.string(),
+  proxyAddress: z.string().optional(),
+  instance: z.string().optional(),
 };
 
 const recordSchema = z.object({

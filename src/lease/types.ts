@@ -32,6 +32,10 @@ export interface LeaseHolder extends NodeProcess {
   readonly advertiseUrl: string;
   /** Where peers reach its gRPC server, host:port. */
   readonly peerAddress: string;
+  /** Where peers reach its HTTP proxy, host:port; undefined: it has none, or is of a version without. */
+  readonly proxyAddress?: string | undefined;
+  /** Its Fly.io Machine. */
+  readonly instance?: string | undefined;
 }
 
 /** A record and the adapter's version of it, to compare-and-set against. */
@@ -88,6 +92,8 @@ export interface LeaseNode {
   readonly nodeId: string;
   readonly advertiseUrl: string;
   readonly peerAddress: string;
+  readonly proxyAddress?: string | undefined;
+  readonly instance?: string | undefined;
   /** false: never becomes primary. */
   readonly candidate: boolean;
   readonly region: string;

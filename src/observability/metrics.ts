@@ -82,6 +82,17 @@ export class Metrics {
     [],
   );
 
+  readonly proxyRequests = this.#counter(
+    'kitefs_proxy_request_count',
+    'Requests that the proxy has answered: what they were, who answered (local, primary, replay, proxy itself), the status.',
+    ['kind', 'by', 'code'],
+  );
+  readonly proxyRestarts = this.#counter(
+    'kitefs_proxy_restart_count',
+    'Times the proxy was started again.',
+    [],
+  );
+
   constructor(status: () => NodeStatus) {
     collectDefaultMetrics({ register: this.registry });
     for (const [name, help, read] of [...NODE_GAUGES, ...DURABILITY_GAUGES, ...DRILL_GAUGES]) {

@@ -37,6 +37,8 @@ export interface ProxySettings {
   /** How long in-flight requests and WebSockets have when this node changes its role, or ends. */
   readonly drainMs: number;
   readonly replay: 'off' | 'instance' | 'region';
+  /** Fly.io replays no larger body. */
+  readonly replayMaxBodyBytes: number;
   readonly maintenancePage: string | undefined;
   readonly debug: boolean;
   readonly secret: string | undefined;

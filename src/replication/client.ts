@@ -20,6 +20,8 @@ export interface ReplicationClientOptions {
 
 export type ReplicationClientEvent =
   | { readonly kind: 'connected'; readonly primaryNodeId: string; readonly epoch: bigint }
+  /** The primary has answered a probe: what is said of the age of databases may have changed. */
+  | { readonly kind: 'fresher' }
   /** `primary`: who the refusing node says is primary. */
   | {
       readonly kind: 'disconnected';

@@ -358,6 +358,7 @@ export class PrimarySession implements ReceiverStream {
       return at === undefined ? [] : [[wire.database, at] as const];
     });
     this.#host.freshness.answered(answer.id, answer.leaseValid, changed);
+    this.#host.options.onEvent?.({ kind: 'fresher' });
   }
 
   #refused(refusal: Refusal__Output): void {
