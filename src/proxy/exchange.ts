@@ -314,6 +314,8 @@ class Exchange {
     }
     const headers = endToEnd(from.rawHeaders);
     headers.push(...added);
+    const code = by === 'primary' ? from.headers[ERROR] : undefined;
+    if (typeof code === 'string') headers.push('Kitefs-Error', code);
     response.sendDate = false;
     // What is left of the body would be read as the next request, or keep the connection for ever.
     if (!this.#body.complete || this.#c.draining()) headers.push('Connection', 'close');

@@ -133,6 +133,7 @@ export class RawTarget {
 
   static async start(
     onData: (socket: Socket, received: string, target: RawTarget) => void,
+    port = 0,
   ): Promise<RawTarget> {
     const server = createServer((socket) => {
       target.sockets.push(socket);
@@ -145,7 +146,7 @@ export class RawTarget {
       socket.on('error', () => undefined);
     });
     const target = new RawTarget(server);
-    server.listen(0, '127.0.0.1');
+    server.listen(port, '127.0.0.1');
     await once(server, 'listening');
     return target;
   }
