@@ -1,10 +1,12 @@
 import { defineConfig } from 'vitest/config';
 
-/** They measure time, count on deadlines of seconds under full load, or fill memory: nothing runs beside them. */
+/**
+ * They measure time, count on deadlines of seconds under full load, or fill memory or a disk: nothing runs beside them. What merely waits
+ * (for a ttl, for a node that starts) does not belong here.
+ */
 const ALONE = [
-  'test/chaos/**/*.test.ts',
-  'test/daemon/**/*.test.ts',
-  'test/lease/**/*.test.ts',
+  'test/chaos/{clocks,failover,kills,links}.test.ts',
+  'test/daemon/{full-disk,halt,hand-off}.test.ts',
   'test/mount/large.test.ts',
   'test/traps/{durability,fencing,native}.test.ts',
 ];
