@@ -56,6 +56,8 @@ process.on('message', (message: ToApplier) => {
 
 // Without its parent nobody would answer the mount either: nothing is to be waited for or written any more.
 process.on('disconnect', () => process.exit(0));
+// It may have died while this was loading: nobody was listening then.
+if (!process.connected) process.exit(0);
 setInterval(() => {
   if (process.ppid !== parentPid) process.exit(0);
 }, PARENT_CHECK_MS);

@@ -95,6 +95,9 @@ process.on('message', (message: ToBackup) => {
     case 'hurry':
       for (const runner of runners) runner.hurry();
       break;
+    case 'urgent':
+      runners[0]?.urgent(message.name);
+      break;
     case 'answer':
       waiting.get(message.id)?.resolve(message.value as never);
       waiting.delete(message.id);
@@ -106,5 +109,7 @@ process.on('message', (message: ToBackup) => {
   }
 });
 process.on('disconnect', () => process.exit(0));
+// The daemon may have died while this was loading: nobody was listening then.
+if (!process.connected) process.exit(0);
 setInterval(() => send({ kind: 'alive' }), ALIVE_MS);
 send({ kind: 'ready' });

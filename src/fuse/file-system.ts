@@ -167,9 +167,18 @@ export class FileSystem {
     fail: (errno: number) => void,
   ): boolean {
     if (this.#services.control.state !== MountState.closed || applier) return false;
+    if (this.#isApplierThread(caller)) return false;
     if (caller.pid === 0 && this.#recovering.has(classifyPath(full).name)) return false;
     this.#waiting.add({ caller, retry, fail });
     return true;
+  }
+
+  /**
+   * The kernel names the thread that calls. The applier's checkpoint thread would wait for the mount to open, and closing a database, which
+   * comes before that, for the checkpoint. Asked only where somebody is about to wait.
+   */
+  #isApplierThread({ pid }: Caller): boolean {
+    return this.#applierPid > 0 && pid > 0 && fs.existsSync(`/proc/${this.#applierPid}/task/${pid}`);
   }
 
   #isApplier(caller: Caller, handle?: Handle): boolean {
