@@ -362,6 +362,8 @@ export const ERRORS = {
     grpc: 5,
   }),
 
+  ERR_REWIND_GONE: row('Give the command again.', { http: 409, grpc: 9 }),
+
   ERR_STORE_DAMAGED: row('Restore this file of the data directory, or start with an empty data.dir.'),
   ERR_STORE_DIRECTORY: row('Give data.dir a folder that this user may write to.', { exit: 2 }),
   ERR_STORE_FULL: row('Free space on the disk of data.dir.', { retry: true, http: 507, grpc: 8 }),

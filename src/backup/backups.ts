@@ -44,6 +44,8 @@ export interface BackupsOptions {
   }) => void;
   readonly onPut: (type: string, name: string, sizeBytes: number) => void;
   readonly onError: (type: string) => void;
+  /** The first destination has more of a database, or takes nothing more of it. */
+  readonly onShipped: (name: string) => void;
   readonly onRestart: () => void;
 }
 
@@ -78,6 +80,8 @@ export class Backups {
   readonly #troubles: (string | undefined)[];
   readonly #copies = new Set<string>();
   readonly #waiters = new Set<() => void>();
+  /** By destination: a higher epoch writes there. */
+  readonly #fencedBy: boolean[];
   #child: ChildProcess | undefined;
   #writer: Writer | undefined;
   #leaseUntilMs = 0;
@@ -91,6 +95,7 @@ export class Backups {
   private constructor(options: BackupsOptions) {
     this.#o = options;
     this.#troubles = options.backups.map(() => undefined);
+    this.#fencedBy = options.backups.map(() => false);
   }
 
   static start(options: BackupsOptions): Backups {
@@ -108,6 +113,7 @@ export class Backups {
     this.#writer = writer;
     this.#release();
     this.#troubles.fill(undefined);
+    this.#fencedBy.fill(false);
     for (const [name, end] of this.#o.logs.logEnds()) this.#note(name, end.txid);
     this.renewed(leaseUntilMs);
     this.#sendPrimary();
@@ -136,6 +142,21 @@ export class Backups {
       this.#send({ kind: 'moved', names: [...this.#moved] });
       this.#moved.clear();
     }, TELL_MS);
+  }
+
+  /** Up to where the first destination has a database, in TXIDs of this node's log. */
+  shipped(name: string): bigint | undefined {
+    return this.#tracked.get(name)?.shipped[0];
+  }
+
+  /** Whether a higher epoch writes to the first destination. */
+  get isFenced(): boolean {
+    return this.#fencedBy[0] ?? false;
+  }
+
+  /** A commit of this database waits for the first destination: it goes at once. */
+  hurry(name: string): void {
+    this.#send({ kind: 'urgent', name });
   }
 
   /**
@@ -357,6 +378,7 @@ export class Backups {
       while (tracked.seen[0] && tracked.seen[0].txid <= everywhere) tracked.seen.shift();
     }
     for (const wake of this.#waiters) wake();
+    if (destination === 0) this.#o.onShipped(name);
   }
 
   #trouble(
@@ -368,6 +390,10 @@ export class Backups {
     const errors = name === undefined ? this.#troubles : this.#tracked.get(name)?.errors;
     const { type } = this.#o.backups[destination]!.destination;
     if (message !== undefined) this.#o.onError(type);
+    if (code === 'ERR_BACKUP_FENCED') {
+      this.#fencedBy[destination] = true;
+      for (const tracked of this.#tracked.keys()) this.#o.onShipped(tracked);
+    }
     const before = errors?.[destination];
     if (errors) errors[destination] = message;
     // Said once, not at each attempt.

@@ -36,7 +36,11 @@ interface Lane {
   readonly head: () => Promise<Head>;
   /** There is something to ship, as far as is known. */
   dirty: boolean;
+  /** A commit waits: not after an interval. */
+  urgent: boolean;
   wake: () => void;
+  /** Ends the wait for the interval. */
+  goOn: () => void;
   /** Not before then, after an error in its maintenance. */
   maintainAfterMs: number;
 }
@@ -82,6 +86,15 @@ export class DestinationRunner {
       this.#newNames.add(name);
       this.#addLane?.(name);
     }
+  }
+
+  /** As `moved`, and a commit waits for it. */
+  urgent(name: string): void {
+    this.moved(name);
+    const lane = this.#lanes.get(name);
+    if (!lane) return;
+    lane.urgent = true;
+    lane.goOn();
   }
 
   /** Nothing waits for an interval or for the end of a pause. */
@@ -167,7 +180,9 @@ export class DestinationRunner {
         return taken;
       },
       dirty: true,
+      urgent: false,
       wake: () => undefined,
+      goOn: () => undefined,
       maintainAfterMs: 0,
     };
   }
@@ -177,19 +192,26 @@ export class DestinationRunner {
     const { syncIntervalMs } = this.#o.settings;
     while (!signal.aborted) {
       const begunMs = monotonicMs();
-      await this.#retrying(signal, backup.name, () => this.#shipAll(lane, slots, signal));
+      await this.#retrying(
+        signal,
+        backup.name,
+        () => this.#shipAll(lane, slots, signal),
+        (end) => (lane.goOn = end),
+      );
       while (!lane.dirty && !signal.aborted) {
         await new Promise<void>((resolve) => {
           lane.wake = resolve;
         });
       }
-      await this.#pause(syncIntervalMs - (monotonicMs() - begunMs), signal);
+      if (lane.urgent) continue;
+      await this.#pause(syncIntervalMs - (monotonicMs() - begunMs), signal, true, (end) => (lane.goOn = end));
     }
   }
 
   async #shipAll(lane: Lane, slots: Slots, signal: AbortSignal): Promise<void> {
     const { backup } = lane;
     lane.dirty = false;
+    lane.urgent = false;
     try {
       if (!backup.isOpen) await slots.run(async () => backup.open(await lane.head()));
       for (let isMore = true; isMore && !signal.aborted;) {
@@ -238,6 +260,7 @@ export class DestinationRunner {
     signal: AbortSignal,
     name: string | undefined,
     call: () => Promise<T>,
+    onPause?: (end: () => void) => void,
   ): Promise<T | undefined> {
     let pauseMs = FIRST_RETRY_MS;
     for (let failed = false; !signal.aborted;) {
@@ -250,14 +273,19 @@ export class DestinationRunner {
         if (isFinal(error.code)) throw error;
         failed = true;
         this.#o.onTrouble(name, error);
-        await this.#pause(pauseMs, signal);
+        await this.#pause(pauseMs, signal, true, onPause);
         pauseMs = Math.min(LONGEST_RETRY_MS, pauseMs * 2);
       }
     }
     return undefined;
   }
 
-  async #pause(ms: number, signal: AbortSignal, mayHurry = true): Promise<void> {
+  async #pause(
+    ms: number,
+    signal: AbortSignal,
+    mayHurry = true,
+    onBegin?: (end: () => void) => void,
+  ): Promise<void> {
     if (ms <= 0 || signal.aborted) return;
     await new Promise<void>((resolve) => {
       const end = (): void => {
@@ -267,6 +295,7 @@ export class DestinationRunner {
       };
       const timer = setTimeout(end, ms);
       this.#pauses.set(end, mayHurry);
+      onBegin?.(end);
     });
   }
 }

@@ -31,6 +31,8 @@ export type ToBackup =
   | { readonly kind: 'moved'; readonly names: readonly string[] }
   /** Somebody waits: do not wait for the interval. */
   | { readonly kind: 'hurry' }
+  /** A commit waits for the first destination. */
+  | { readonly kind: 'urgent'; readonly name: string }
   | { readonly kind: 'answer'; readonly id: number; readonly value: unknown }
   | { readonly kind: 'refused'; readonly id: number; readonly code: ErrorCode; readonly message: string };
 

@@ -5,6 +5,7 @@ import { VERSION } from '../util/version.js';
 import { addConfigOptions, configOf, normaliseArguments } from './arguments.js';
 import type { DrillFlags } from './drill.js';
 import type { RestoreFlags } from './restore.js';
+import type { RewindFlags } from './rewind.js';
 
 /**
  * The command line. Each command's code is loaded when it is asked for. Exit codes: 0 done, 1 failed,
@@ -61,9 +62,10 @@ function program(): Command {
     .argument('<path>', 'the file')
     .option(...URL_OPTION)
     .requiredOption('--name <name>', 'the database, as its path in the mount')
-    .action(async (path: string, { url, name }: { url: string; name: string }) => {
+    .option('--if-db-not-exists', 'do nothing, with success, when there is such a database')
+    .action(async (path: string, options: { url: string; name: string; ifDbNotExists?: boolean }) => {
       const { importFile } = await import('./transfer.js');
-      await importFile(url, name, path);
+      await importFile(options.url, options.name, path, { ifNotExists: options.ifDbNotExists ?? false });
     });
 
   kitefs
@@ -94,6 +96,23 @@ function program(): Command {
     const { runRestore } = await import('./restore.js');
     await runRestore(word, flags, () => configOf(command));
   });
+
+  kitefs
+    .command('rewind')
+    .description(
+      'put a database of the running cluster back to a moment of its backups, as one more transaction',
+    )
+    .argument('<db>', 'the database, as its path in the mount')
+    .option(...URL_OPTION)
+    .option('--timestamp <moment>', 'as it was then: 2026-11-20T15:04:05Z, or "2h ago"')
+    .option('--txid <hex>', 'as of this TXID of the bucket, as `kitefs backups` lists it')
+    .option('--cluster-txid <hex>', 'as of this TXID of the cluster, as `kitefs status` shows it')
+    .option('--yes', 'do not ask')
+    .option('--dry-run', 'only show what would change')
+    .action(async (name: string, flags: RewindFlags) => {
+      const { rewind } = await import('./rewind.js');
+      await rewind(name, flags);
+    });
 
   addConfigOptions(
     kitefs

@@ -100,7 +100,12 @@ async function restoreFrom(source: BackupSource, how: How): Promise<void> {
   }
 }
 
-function wantedOf({ timestamp, txid, clusterTxid }: RestoreFlags): Wanted {
+/** The moment that -timestamp, -txid or -cluster-txid names, the latest without them. Throws ERR_CLI_USAGE. */
+export function wantedOf({
+  timestamp,
+  txid,
+  clusterTxid,
+}: Pick<RestoreFlags, 'timestamp' | 'txid' | 'clusterTxid'>): Wanted {
   if ([timestamp, txid, clusterTxid].filter((flag) => flag !== undefined).length > 1)
     throw usage('give one of -timestamp, -txid and -cluster-txid');
   if (timestamp !== undefined) return { kind: 'time', timestampMs: parseMoment(timestamp, Date.now()) };

@@ -8,7 +8,12 @@ import { callNode } from './node-client.js';
 import { print } from './output.js';
 
 /** `kitefs import`: sends a SQLite file to the primary. */
-export async function importFile(url: string, name: string, path: string): Promise<void> {
+export async function importFile(
+  url: string,
+  name: string,
+  path: string,
+  { ifNotExists }: { readonly ifNotExists: boolean },
+): Promise<void> {
   const sizeBytes = await sizeOf(path);
   if (sizeBytes === undefined) throw new KiteError('ERR_CLI_FILE', `there is no file ${path}`);
   // Their content belongs to the database and would be lost: the file alone is sent.
@@ -20,15 +25,18 @@ export async function importFile(url: string, name: string, path: string): Promi
       );
     }
   }
+  // The primary decides: only it knows what it has restored.
+  const more = ifNotExists ? '&if-not-exists=true' : '';
   const body = Readable.toWeb(createReadStream(path)) as ReadableStream;
-  const response = await callNode(url, `/import?name=${encodeURIComponent(name)}`, {
+  const response = await callNode(url, `/import?name=${encodeURIComponent(name)}${more}`, {
     method: 'POST',
     headers: { 'content-length': String(sizeBytes) },
     body,
     duplex: 'half',
   });
-  const { position } = (await response.json()) as { position: string };
-  print(`${name}: ${sizeBytes} bytes imported, now at ${position}`);
+  const { position, imported } = (await response.json()) as { position: string; imported: boolean };
+  if (imported) print(`${name}: ${sizeBytes} bytes imported, now at ${position}`);
+  else print(`${name} is there already, at ${position}: nothing is imported`);
 }
 
 /** `kitefs export`: replaces `path` once the whole copy is there and durable. */

@@ -61,11 +61,11 @@ export function checkConfig(config: Config): BrokenRule[] {
     proxy.addr === undefined || proxy.target !== undefined,
     'proxy.target: the proxy needs the address where the application listens, such as localhost:8080',
   );
-  const waits = config.durability.filter(({ waitFor }) => waitFor !== 'async');
+  const waits = config.durability.filter(({ waitFor, backup }) => waitFor !== 'async' || backup);
   rule(
     'durability.commit',
     waits.length === 0 || fuse.driver === 'kernel',
-    'durability.commit: waiting for replicas needs fuse.driver: kernel; libfuse cannot hold an answer back without stopping readers',
+    'durability.commit: waiting for replicas or backups needs fuse.driver: kernel; libfuse cannot hold an answer back without stopping readers',
   );
   rule(
     'durability.commit',
@@ -73,9 +73,19 @@ export function checkConfig(config: Config): BrokenRule[] {
     'durability.commit: with lease.type static nobody knows the members, so there is no quorum; use replicas: <number>',
   );
   rule(
+    'durability.backup',
+    config.backups.length > 0 || waits.every(({ backup }) => !backup),
+    'durability.backup: there are no backups to wait for',
+  );
+  rule(
     'durability.timeout',
     waits.every(({ timeoutMs }) => timeoutMs >= 100),
     'durability.timeout: at least 100ms is needed for a replica to answer in',
+  );
+  rule(
+    'restore-if-missing',
+    !config.restoreIfMissing || config.backups.length > 0,
+    'restore-if-missing: there are no backups to start from',
   );
   rule(
     'http.addr',

@@ -180,8 +180,8 @@ function besidePeers(advertised: Address, addr: Address | undefined): Address | 
 
 /** One for each entry of `databases`, then one for all other databases. */
 function policies(given: GivenConfig['durability']): readonly DurabilityPolicy[] {
-  const { commit: waitFor, acknowledge, spread, timeoutMs, onTimeout, databases } = given;
-  const others = { pattern: '*', waitFor, acknowledge, spread, timeoutMs, onTimeout };
+  const { commit: waitFor, backup, acknowledge, spread, timeoutMs, onTimeout, databases } = given;
+  const others = { pattern: '*', waitFor, backup, acknowledge, spread, timeoutMs, onTimeout };
   return [...databases.map((entry) => ({ ...others, ...entry })), others];
 }
 

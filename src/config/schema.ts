@@ -93,7 +93,7 @@ const list = kind('a list of words', parseList);
 const address = kind('an address such as 127.0.0.1:20202 or :20202', parseAddress);
 const waitFor = kind('async, quorum or replicas: <number>', parseWaitFor);
 const databaseDurability = kind(
-  'a list of {name, commit, acknowledge, timeout, on-timeout}',
+  'a list of {name, commit, backup, acknowledge, timeout, on-timeout}',
   parseDatabaseDurability,
 );
 const backups = kind('a list of {type: s3 | gs | abs | sftp | file, bucket, path, …}, or URLs', parseBackups);
@@ -210,6 +210,10 @@ export const configSchema = z.strictObject({
     commit: waitFor(
       'What a COMMIT waits for. async: nothing; replicas: so many replicas have it; quorum: more than half of the members.',
       { default: 'async' },
+    ),
+    backup: flag(
+      'A COMMIT also waits until the first entry of backups has it; with durability.commit: async for nothing else.',
+      { default: 'false' },
     ),
     acknowledge: oneOf('fsync', 'memory')(
       'When a replica “has it”. fsync: it survives a power cut there; memory: only the end of the process.',
@@ -432,6 +436,10 @@ export const configSchema = z.strictObject({
       { default: 'all' },
     ),
   }),
+  restoreIfMissing: flag(
+    'A node that has nothing, and becomes the primary where no other node has anything, starts from its backups (docs/backup.md).',
+    { default: 'false' },
+  ),
   shutdownSyncTimeoutMs: duration('How long the end of a node may wait until its backups have everything.', {
     default: '30s',
   }),

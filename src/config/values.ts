@@ -105,7 +105,7 @@ export function parseWaitFor(raw: unknown): DurabilityPolicy['waitFor'] | undefi
 /** What an entry of `durability.databases` says; what it leaves out is as for all others. */
 export type DatabaseDurability = Pick<DurabilityPolicy, 'pattern'> & Partial<DurabilityPolicy>;
 
-/** A YAML list of `{name, commit, acknowledge, timeout, on-timeout}`; elsewhere `orders.db=quorum,logs/*=async`. */
+/** A YAML list of `{name, commit, backup, acknowledge, timeout, on-timeout}`; elsewhere `orders.db=quorum,logs/*=async`. */
 export function parseDatabaseDurability(raw: unknown): readonly DatabaseDurability[] | undefined {
   const items: unknown[] | undefined = Array.isArray(raw)
     ? raw
@@ -122,6 +122,7 @@ function parseDurabilityItem(raw: unknown): DatabaseDurability | undefined {
   const {
     name,
     commit,
+    backup,
     acknowledge,
     timeout,
     'on-timeout': onTimeout,
@@ -130,6 +131,7 @@ function parseDurabilityItem(raw: unknown): DatabaseDurability | undefined {
   if (typeof name !== 'string' || name === '' || Object.keys(rest).length > 0) return undefined;
   const given = {
     waitFor: commit === undefined ? null : parseWaitFor(commit),
+    backup: backup === undefined ? null : parseBoolean(backup),
     acknowledge: acknowledge === undefined ? null : parseWord(acknowledge, ['fsync', 'memory']),
     timeoutMs: timeout === undefined ? null : parseDuration(timeout),
     onTimeout: onTimeout === undefined ? null : parseWord(onTimeout, ['block', 'degrade']),

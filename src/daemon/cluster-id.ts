@@ -11,15 +11,20 @@ const TIMEOUT_MS = 5000;
 /**
  * The cluster that this node belongs to: what its data directory or its configuration says, else what the lease's
  * record says, else a new one, which is put into the record by compare-and-set so that nodes which
- * start together agree. Joins it for good. Throws ERR_STORE_OTHER_CLUSTER, ERR_LEASE_OTHER_CLUSTER.
+ * start together agree. `found`: the cluster whose backups this node starts from, which it goes on with. Joins it for good. Throws ERR_STORE_OTHER_CLUSTER, ERR_LEASE_OTHER_CLUSTER.
  */
 export async function joinCluster(
   data: DataDirectory,
   config: Config,
   adapter: LeaseAdapter,
+  found?: FoundCluster,
 ): Promise<JoinedCluster> {
   const named = config.cluster.id ?? data.clusterId;
-  const joined = named === undefined ? await choose(adapter, config) : { clusterId: named };
+  if (found && named !== undefined && named !== found.clusterId) throw otherCluster(found, named);
+  const joined =
+    named === undefined || (found && data.clusterId === undefined)
+      ? await choose(adapter, config, found)
+      : { clusterId: named };
   // A name that was mistyped must not mark a new data directory for good.
   if (data.clusterId === undefined && named !== undefined) await checkRecord(adapter, named);
   data.joinCluster(joined.clusterId);
@@ -32,11 +37,31 @@ export interface JoinedCluster {
   readonly foundedWith?: string;
 }
 
-async function choose(adapter: LeaseAdapter, config: Config): Promise<JoinedCluster> {
-  return config.lease.type === 'static'
-    ? { clusterId: staticClusterId(config) }
-    : await agree(adapter, config.lease.ttlMs);
+/** A cluster that is known from its backups. */
+export interface FoundCluster {
+  readonly clusterId: string;
+  /** The highest that wrote there. */
+  readonly epoch: bigint;
 }
+
+async function choose(
+  adapter: LeaseAdapter,
+  config: Config,
+  found: FoundCluster | undefined,
+): Promise<JoinedCluster> {
+  const joined =
+    config.lease.type === 'static'
+      ? { clusterId: config.cluster.id ?? staticClusterId(config) }
+      : await agree(adapter, config.lease.ttlMs, found);
+  if (found && found.clusterId !== joined.clusterId) throw otherCluster(found, joined.clusterId);
+  return joined;
+}
+
+const otherCluster = ({ clusterId }: FoundCluster, ours: string): KiteError =>
+  new KiteError(
+    'ERR_BACKUP_OTHER_CLUSTER',
+    `the backups are those of cluster ${clusterId}, and this node belongs to ${ours}: set cluster.id to go on with them`,
+  );
 
 async function checkRecord(adapter: LeaseAdapter, clusterId: string): Promise<void> {
   const { record } = await adapter.read(TIMEOUT_MS);
@@ -55,7 +80,11 @@ export function staticClusterId(config: Config): string {
 
 const WAIT_MS_MIN = 1000;
 
-async function agree(adapter: LeaseAdapter, ttlMs: number): Promise<JoinedCluster> {
+async function agree(
+  adapter: LeaseAdapter,
+  ttlMs: number,
+  found: FoundCluster | undefined,
+): Promise<JoinedCluster> {
   // An empty store may be one that was wiped under a living cluster, whose nodes put themselves back within a heartbeat
   // or two. A cluster founded there meanwhile would stop them all.
   const patientUntilMs = monotonicMs() + (adapter.remote ? (2 * ttlMs) / 5 : 0);
@@ -70,10 +99,11 @@ async function agree(adapter: LeaseAdapter, ttlMs: number): Promise<JoinedCluste
       await adapter.watch(version, Math.max(waitMs, WAIT_MS_MIN));
       continue;
     }
-    const clusterId = randomUUID();
+    // The epoch too: a store without a record of it would look like one that has lost it.
+    const { clusterId, epoch } = found ?? { clusterId: randomUUID(), epoch: 0n };
     const first = {
       clusterId,
-      epoch: 0n,
+      epoch,
       holder: undefined,
       heartbeat: 0n,
       ttlMs,

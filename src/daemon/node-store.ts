@@ -403,6 +403,13 @@ export class NodeStore implements ReplicationStore {
     return !exists(entry) || entry.log.beginsWithDatabase || entry.applied !== undefined;
   }
 
+  /** Begins the log of a database that this node has not with a whole one, made from a backup; durable when it resolves. */
+  async seed(name: string, path: string, meta: LogFileMeta): Promise<void> {
+    const entry = this.#entry(name);
+    this.#received(entry, entry.log.appendPrepared(path, meta));
+    await entry.log.sync();
+  }
+
   async arrives(name: string, meta: LogFileMeta): Promise<'new' | 'known'> {
     const entry = this.#entries.get(name);
     const end = { txid: meta.maxTxid, checksum: meta.postApplyChecksum };

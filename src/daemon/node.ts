@@ -12,7 +12,8 @@ import { Backups } from '../backup/backups.js';
 import { Drills } from '../drill/drills.js';
 import type { Config } from '../config/load.js';
 import { formatAddress } from '../config/values.js';
-import { Durability, type DurabilityEvent } from '../durability/durability.js';
+import { BackedUp, BothAnswers } from '../durability/backed-up.js';
+import { Durability, type DurabilityEvent, type DurabilityState } from '../durability/durability.js';
 import { KiteError, toKiteError } from '../errors.js';
 import { ControlBlock, MountState } from '../fuse/control-block.js';
 import { Mount, type MountEvent } from '../fuse/mount.js';
@@ -23,7 +24,7 @@ import type { ExportedDatabase, NodeApi } from '../http/node-api.js';
 import { behind } from '../lease/election.js';
 import { Lease } from '../lease/lease.js';
 import type { LeaseEvent, LeaseHolder, LeasePositions, Member } from '../lease/types.js';
-import { formatPosition, NO_POSITION } from '../ltx/position.js';
+import { formatPosition, formatTxid, NO_POSITION } from '../ltx/position.js';
 import { Proxy } from '../proxy/proxy.js';
 import type { Logger } from '../observability/log.js';
 import { Metrics } from '../observability/metrics.js';
@@ -31,6 +32,7 @@ import { isPrimary, type NodeRole, type NodeStatus } from '../observability/node
 import type { ReplicationClientEvent } from '../replication/client.js';
 import { ReplicationServer, type PrimaryRole, type ReplicaEvent } from '../replication/server.js';
 import { DataDirectory } from '../store/data-directory.js';
+import type { Wanted } from '../restore/restore.js';
 import { monotonicMs } from '../util/clock.js';
 import type { LockHolder } from '../util/lock-holder.js';
 import { joinCluster } from './cluster-id.js';
@@ -43,9 +45,14 @@ import { databaseView, nodeFacts, proxySettings } from './node-proxy.js';
 import { NodeStore } from './node-store.js';
 import { Promotion } from './promotion.js';
 import { Retention } from './retention.js';
+import { Rewinds, type Progress, type RewindPlan } from './rewind.js';
 import { RoleSwitch, type Fetch } from './role.js';
 import { specialFile } from './special-files.js';
+import { StartFromBackups } from './start-from-backups.js';
 import { makeStatus } from './status.js';
+
+/** How long a rewind waits until the backups have what it undoes. */
+const REWIND_SYNC_MS = 30_000;
 
 /** One node: puts the parts together, and carries the lease's decisions out. */
 export class Node implements NodeApi {
@@ -65,11 +72,14 @@ export class Node implements NodeApi {
   #server!: ReplicationServer;
   #roles!: RoleSwitch;
   #durability!: Durability;
+  #backedUp!: BackedUp;
   #haltGrants!: HaltGrants;
   #haltLocks!: HaltLocks;
   #backups: Backups | undefined;
   #drills: Drills | undefined;
   #proxy: Proxy | undefined;
+  #rewinds!: Rewinds;
+  #fromBackups: StartFromBackups | undefined;
   #lease: Lease | undefined;
   #openingReadOnly: NodeJS.Timeout | undefined;
   #handOff: HandOff | undefined;
@@ -120,9 +130,19 @@ export class Node implements NodeApi {
     await rm(tmpDir, { recursive: true, force: true });
     await mkdir(tmpDir, { recursive: true });
     const nodeId = this.#data.node.nodeId;
+    const fromBackups = (this.#fromBackups = new StartFromBackups({
+      config,
+      data: this.#data,
+      events: this.#events,
+      logger: this.#logger,
+      signal: this.#stopping.signal,
+      lossAccepted: () => this.#promotion?.lossAccepted ?? false,
+    }));
+    await fromBackups.look();
     const adapter = await openLease(config, nodeId, this.#data.node.epoch);
     this.#undo.push(() => adapter.close());
-    const { clusterId, foundedWith } = await joinCluster(this.#data, config, adapter);
+    await fromBackups.check(adapter);
+    const { clusterId, foundedWith } = await joinCluster(this.#data, config, adapter, fromBackups.cluster);
 
     // Forked first: a process takes as long to load as capture and the mount take to start.
     const starting = Applier.start({
@@ -220,6 +240,7 @@ export class Node implements NodeApi {
       mount: this.#mount,
       store: this.#store,
       events: this.#events,
+      backups: fromBackups,
       endHalts: async (reason) => {
         await Promise.all([this.#haltLocks.endAll(reason), this.#haltGrants.endAll(reason)]);
       },
@@ -233,6 +254,7 @@ export class Node implements NodeApi {
     await this.#roles.recover();
     this.#undo.push(() => this.#roles.stop());
 
+    const answers = new BothAnswers((id, errno) => this.#capture.replicasHave(id, errno));
     this.#durability = new Durability({
       nodeId,
       region: config.node.region,
@@ -244,17 +266,42 @@ export class Node implements NodeApi {
         members: () => this.#lease?.members ?? [],
       },
       store: this.#store,
-      answer: (id, errno) => this.#capture.replicasHave(id, errno),
+      answer: (id, errno) => answers.answer(id, errno),
       onEvent: (event) => this.#onDurabilityEvent(event),
     });
-    this.#undo.push(() => this.#durability.stop());
+    this.#backedUp = new BackedUp({
+      policies: config.durability,
+      backups: {
+        shipped: (name) => this.#backups?.shipped(name),
+        isFenced: () => this.#backups?.isFenced ?? false,
+        hurry: (name) => this.#backups?.hurry(name),
+      },
+      store: this.#store,
+      answer: (id, errno) => answers.answer(id, errno),
+      onEvent: (event) => this.#onDurabilityEvent(event),
+    });
+    this.#undo.push(() => {
+      this.#durability.stop();
+      this.#backedUp.stop();
+    });
     this.#store.subscribe((change) => this.#durability.logged(change));
     this.#capture.on('awaits', ({ id, name, position }) => {
-      if (!this.#haltLocks.commit(id, name, position)) this.#durability.commit(id, name, position);
+      if (this.#haltLocks.commit(id, name, position)) return;
+      if (position) answers.begin(id);
+      else answers.forget(id);
+      this.#durability.commit(id, name, position);
+      this.#backedUp.commit(id, name, position);
     });
 
     this.#backups = this.#startBackups(tmpDir);
     this.#drills = this.#startDrills(tmpDir);
+    this.#rewinds = new Rewinds({
+      backups: config.backups,
+      tmpDir,
+      applier: this.#applier,
+      capture: this.#capture,
+    });
+    this.#undo.push(() => this.#rewinds.stop());
 
     this.#server = await ReplicationServer.start({
       address: formatAddress(config.peer.addr),
@@ -302,6 +349,7 @@ export class Node implements NodeApi {
       },
       highestEpoch: this.#data.node.epoch,
       positions: () => this.#leasePositions(),
+      elsewhere: () => fromBackups.positions(),
       foundedWith,
       followed: (epoch, atMs) => this.#hasFollowed(epoch, atMs),
       powerWasCut: powerWasCut(config.data.dir),
@@ -375,6 +423,7 @@ export class Node implements NodeApi {
       },
       onError: (type) => this.#metrics.backupErrors.inc({ replica_type: type }),
       onRestart: () => this.#metrics.backupRestarts.inc(),
+      onShipped: (name) => this.#backedUp.shipped(name),
     });
     this.#undo.push(() => started.stop());
     store.subscribe((change) => {
@@ -524,13 +573,26 @@ export class Node implements NodeApi {
       members: this.#lease?.members ?? [],
       client: this.#roles?.client,
       replicas: this.#server?.replicas() ?? [],
-      durability: this.#durability?.state,
+      durability: this.#durabilityState(),
       halt: (name) => this.#haltGrants?.status(name) ?? this.#haltLocks?.status(name),
       backups: this.#backups?.status() ?? [],
       drill: this.#drills?.status(),
       otherFiles: this.#config.fuse.otherFiles === 'local' ? this.#data.otherFiles() : [],
       events: this.#events.recent(),
     });
+  }
+
+  /** Of the replicas and of the backups, as one. */
+  #durabilityState(): DurabilityState | undefined {
+    const state = this.#durability?.state;
+    const waitsForBackup = this.#config.durability.some(({ backup }) => backup);
+    if (!this.#backedUp || !waitsForBackup) return state;
+    const { syncSet = [], waiting = 0, degraded = [] } = state ?? {};
+    return {
+      syncSet,
+      waiting: waiting + this.#backedUp.waiting,
+      degraded: [...new Set([...degraded, ...this.#backedUp.degraded])],
+    };
   }
 
   async exportDatabase(name: string): Promise<ExportedDatabase> {
@@ -552,19 +614,18 @@ export class Node implements NodeApi {
     };
   }
 
-  async importDatabase(name: string, path: string): Promise<string> {
+  async importDatabase(
+    name: string,
+    path: string,
+    { ifNotExists } = { ifNotExists: false },
+  ): Promise<{ position: string; imported: boolean }> {
     this.#requirePrimary();
-    const error = this.#store.error(name);
-    if (error && this.#exists(name)) {
-      throw new KiteError(
-        'ERR_APPLIER_REPLACE',
-        `${name} is out of service (${error.message}): nothing can be written into it`,
-        { cause: error },
-      );
-    }
+    const imported = !(ifNotExists && this.#exists(name));
+    if (!imported) return { position: formatPosition(this.#store.position(name) ?? NO_POSITION), imported };
+    this.#requireSound(name);
     await this.#applier.import(name, path);
     const position = await this.#capture.position(name);
-    return formatPosition(position ?? NO_POSITION);
+    return { position: formatPosition(position ?? NO_POSITION), imported };
   }
 
   async promote(request: { waitMs: number; acceptLoss: boolean }): Promise<void> {
@@ -588,6 +649,41 @@ export class Node implements NodeApi {
     }
     await this.#captured(name === undefined ? this.#store.databases() : [name]);
     await this.#backups?.sync(waitMs, name);
+  }
+
+  async prepareRewind(name: string, wanted: Wanted, onProgress: Progress): Promise<RewindPlan> {
+    // First what is there now: a moment of a second ago can be had then, and what a rewind undoes stays in the backups.
+    await this.syncBackups(REWIND_SYNC_MS, name);
+    this.#requireSound(name);
+    return await this.#rewinds.prepare(name, wanted, onProgress);
+  }
+
+  async commitRewind(id: string): Promise<string> {
+    this.#requirePrimary();
+    const { name, timestampMs } = this.#rewinds.planned(id);
+    this.#requireSound(name);
+    const position = await this.#rewinds.commit(id);
+    this.#events.add(
+      'rewound',
+      `${name} was put back to ${new Date(timestampMs).toISOString()} by TXID ${formatTxid(position.txid)}`,
+      { database: name, level: 'warn' },
+    );
+    return formatPosition(position);
+  }
+
+  cancelRewind(id: string): void {
+    this.#rewinds.cancel(id);
+  }
+
+  /** Rejects when a database that is there cannot be written. */
+  #requireSound(name: string): void {
+    const error = this.#store.error(name);
+    if (!error || !this.#exists(name)) return;
+    throw new KiteError(
+      'ERR_APPLIER_REPLACE',
+      `${name} is out of service (${error.message}): nothing can be written into it`,
+      { cause: error },
+    );
   }
 
   /** Resolves when what was committed in these databases before this call is in their logs. */
@@ -695,6 +791,7 @@ export class Node implements NodeApi {
         this.#control.epoch = event.epoch;
         this.#control.deadlineNs = event.deadlineNs;
         this.#durability.primary(event.epoch);
+        this.#backedUp.primary(event.epoch);
         this.#control.state = MountState.primary;
         this.#setRole('primary', undefined);
         this.#roles
@@ -717,6 +814,7 @@ export class Node implements NodeApi {
       case 'fenced':
         this.#control.deadlineNs = 0n;
         this.#durability.stop();
+        this.#backedUp.stop();
         this.#backups?.fenced();
         this.#drills?.fenced();
         this.#haltGrants.endAll('the primary may not write any more').catch(() => undefined);
@@ -726,6 +824,7 @@ export class Node implements NodeApi {
       case 'replica':
         this.#control.deadlineNs = 0n;
         this.#durability.stop();
+        this.#backedUp.stop();
         this.#backups?.fenced();
         this.#drills?.fenced();
         // A node that stops gives the lease up; it does not become a replica for that, which would have to wait for
@@ -736,6 +835,10 @@ export class Node implements NodeApi {
         this.#setRole('replica', event.of);
         this.#events.add('replica', event.reason);
         this.#roles.becomeReplica(event.of).catch((error: unknown) => this.#trouble(error));
+        break;
+      case 'waiting':
+        this.#events.add('waiting', event.reason);
+        void this.#fromBackups?.refresh();
         break;
       case 'refused':
         this.#events.add('refused', event.reason, { level: 'error' });
@@ -775,6 +878,7 @@ export class Node implements NodeApi {
       wanted: Object.keys(won.recorded),
       missing: () => behind(this.#leasePositions(), won.recorded),
       must: won.mustFetch,
+      complete: won.complete,
     };
   }
 
@@ -998,7 +1102,7 @@ export class Node implements NodeApi {
         });
         break;
       case 'restored':
-        this.#events.add('durability-restored', `commits in ${event.name} wait for replicas again`, {
+        this.#events.add('durability-restored', `commits in ${event.name} wait again as durability says`, {
           database: event.name,
         });
         break;

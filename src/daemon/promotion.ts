@@ -30,6 +30,7 @@ export interface PromotionParts {
 /** This node wants to be primary: because somebody says so, or because `lease.promote` does. */
 export class Promotion {
   readonly #parts: PromotionParts;
+  #lossAcceptedUntilMs = -Infinity;
 
   constructor(parts: PromotionParts) {
     this.#parts = parts;
@@ -57,6 +58,7 @@ export class Promotion {
     }
     // A dead primary must have been silent for its ttl whatever is accepted: two primaries are not.
     const lossMs = acceptLoss ? LOSS_ACCEPTED_MS + 2 * config.lease.ttlMs : 0;
+    if (acceptLoss) this.#lossAcceptedUntilMs = monotonicMs() + lossMs;
     if (acceptLoss) lease.acceptLoss(lossMs);
     let refused: KiteError | undefined;
     const asked = roles.client?.status().connected ? roles.client : undefined;
@@ -77,6 +79,11 @@ export class Promotion {
       throw new KiteError('ERR_LEASE_HANDOFF', `this node did not become primary in time: ${why}`);
     }
     await roles.settled();
+  }
+
+  /** Whether a person has said so a moment ago: what this node may lack is given up. */
+  get lossAccepted(): boolean {
+    return monotonicMs() < this.#lossAcceptedUntilMs;
   }
 
   /**

@@ -10,6 +10,7 @@ import { pull } from '../replication/pull.js';
 import type { DataDirectory } from '../store/data-directory.js';
 import type { EventLog } from './event-log.js';
 import type { NodeStore } from './node-store.js';
+import type { StartFromBackups } from './start-from-backups.js';
 
 /** How long a winner of the lease may take to apply what it has received before it gives the lease up. */
 const CATCH_UP_LIMIT_MS = 10_000;
@@ -22,6 +23,7 @@ export interface RoleParts {
   readonly mount: Mount;
   readonly store: NodeStore;
   readonly events: EventLog;
+  readonly backups: StartFromBackups;
   /** Ends what HALT has changed: capture or the applier has databases that are not its own. */
   readonly endHalts: (reason: string) => Promise<void>;
   readonly client: Omit<ReplicationClientOptions, 'primaryAddress'>;
@@ -37,6 +39,8 @@ export interface Fetch {
   readonly missing: () => readonly string[];
   /** This node's own data is old: without what others have it may not open. */
   readonly must: boolean;
+  /** The previous primary saw that this node has everything. */
+  readonly complete: boolean;
 }
 
 /**
@@ -103,12 +107,17 @@ export class RoleSwitch {
    */
   becomePrimary(epoch: bigint, fetch: Fetch): Promise<void> {
     return this.#inTurn(async () => {
-      const { data, capture, applier, store, events } = this.#parts;
+      const { data, capture, applier, store, events, backups } = this.#parts;
+      const isEmpty = !fetch.complete && backups.wanted(store);
       await this.#parts.endHalts('this node becomes the primary');
       await this.#unfollowPrimary();
-      if (this.#owner === 'none' && (fetch.must || !data.node.wasPrimary)) this.#follow();
+      const ahead = isEmpty || fetch.complete ? [] : await backups.ahead(store, fetch.must);
+      if (this.#owner === 'none' && (fetch.must || isEmpty || ahead.length > 0 || !data.node.wasPrimary))
+        this.#follow();
       if (this.#owner === 'applier') {
         await this.#pullFrom(fetch.peers, fetch.wanted);
+        if (isEmpty && backups.wanted(store)) await backups.run(store);
+        await backups.take(ahead, store);
         const missing = fetch.must ? fetch.missing() : [];
         if (missing.length > 0) {
           throw new KiteError(
@@ -202,6 +211,7 @@ export class RoleSwitch {
       if (holder) {
         markClosed(data.path);
         this.#marked = false;
+        this.#parts.backups.abandon();
       }
       await this.#followPrimary(holder);
     });

@@ -9,6 +9,7 @@ const EIO = 5;
 const ONE: DurabilityPolicy = {
   pattern: '*',
   waitFor: 1,
+  backup: false,
   acknowledge: 'fsync',
   spread: 'any',
   timeoutMs: 2000,

@@ -4,6 +4,8 @@ export interface DurabilityPolicy {
   readonly pattern: string;
   /** How many replicas must have it; `quorum`: so many that with the primary they are more than half of the members. */
   readonly waitFor: 'async' | 'quorum' | number;
+  /** Whether it waits for the first destination of the backups too. */
+  readonly backup: boolean;
   /** What "has it" means: in the replica's log, fsynced (survives a power cut there) or not. */
   readonly acknowledge: 'fsync' | 'memory';
   /** Whether one of the replicas is to be in another region than the primary: it is no matter, is preferred, or must be. */
@@ -14,9 +16,19 @@ export interface DurabilityPolicy {
   readonly onTimeout: 'block' | 'degrade';
 }
 
-/** The policy of a database: the first that matches its name; undefined when its commits wait for nobody. */
+/** The policy of a database: the first that matches its name. */
+export const policyOf = (policies: readonly DurabilityPolicy[], name: string): DurabilityPolicy | undefined =>
+  policies.find(({ pattern }) => matches(pattern, name));
+
+/** Whether commits in a database wait for anybody: replicas, or the backups. */
+export function waits(policies: readonly DurabilityPolicy[], name: string): boolean {
+  const policy = policyOf(policies, name);
+  return policy !== undefined && (policy.waitFor !== 'async' || policy.backup);
+}
+
+/** The policy of a database whose commits wait for replicas; undefined when they do not. */
 export function policyFor(policies: readonly DurabilityPolicy[], name: string): DurabilityPolicy | undefined {
-  const policy = policies.find(({ pattern }) => matches(pattern, name));
+  const policy = policyOf(policies, name);
   return policy?.waitFor === 'async' ? undefined : policy;
 }
 

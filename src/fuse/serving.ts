@@ -3,7 +3,7 @@ import { receiveMessageOnPort } from 'node:worker_threads';
 
 import { GateClient } from '../capture/gate-client.js';
 import type { CaptureGate } from '../capture/gate.js';
-import { policyFor } from '../durability/policy.js';
+import { waits } from '../durability/policy.js';
 import { ControlBlock } from './control-block.js';
 import { FileSystem } from './file-system.js';
 import type { FromMountThread, ServingOptions, ToMountThread } from './mail.js';
@@ -36,7 +36,7 @@ export class Serving {
       stopped: this.#stopped,
       halted: this.#halted,
       gate: this.#gate ?? OPEN_GATE,
-      waitsForReplicas: (name) => policyFor(options.durability, name) !== undefined,
+      waitsForReplicas: (name) => waits(options.durability, name),
       refused: (name, reason, message) => this.#refused(name, reason, message),
       created: (name) => this.#event({ type: 'created', name }),
       dropped: (name) => this.#event({ type: 'dropped', name }),

@@ -1,5 +1,7 @@
+import type { Progress, RewindPlan } from '../daemon/rewind.js';
 import type { Halted, HaltRequest } from '../halt/locks.js';
 import type { NodeStatus } from '../observability/node-status.js';
+import type { Wanted } from '../restore/restore.js';
 
 /** What the admin server asks of a node. Failures are KiteErrors: their rows say the HTTP status. */
 export interface NodeApi {
@@ -8,15 +10,25 @@ export interface NodeApi {
   exportDatabase(name: string): Promise<ExportedDatabase>;
   /**
    * Makes the SQLite file at `path` the content of the database (created when there is none), as one
-   * transaction. Resolves with the new position `<txid>/<checksum>`. The file is the caller's to remove.
+   * transaction. Resolves with the new position `<txid>/<checksum>`. With `ifNotExists` nothing is done where there is such a
+   * database. The file is the caller's to remove.
    */
-  importDatabase(name: string, path: string): Promise<string>;
+  importDatabase(
+    name: string,
+    path: string,
+    options?: { readonly ifNotExists: boolean },
+  ): Promise<{ readonly position: string; readonly imported: boolean }>;
   /** Makes this node the primary; resolves when it is. `waitMs`: how long the hand-off may wait for writers. */
   promote(request: { readonly waitMs: number; readonly acceptLoss: boolean }): Promise<void>;
   /** On the primary: hands over to this node, or to whichever candidate has everything; resolves with its id. */
   handOff(target: string | undefined, waitMs: number): Promise<string>;
   /** On the primary: resolves when all backups have what was committed before, of one database or of all. */
   syncBackups(waitMs: number, name: string | undefined): Promise<void>;
+  /** On the primary: restores a moment of the backups beside the data and says what would change; see Rewinds. */
+  prepareRewind(name: string, wanted: Wanted, onProgress: Progress): Promise<RewindPlan>;
+  /** Makes it true, as one transaction; resolves with the position after it. */
+  commitRewind(id: string): Promise<string>;
+  cancelRewind(id: string): void;
   /** Lets applications of this node write a database though it is a replica (HALT); on the primary it does nothing. */
   halt(request: HaltRequest): Promise<Halted>;
   unhalt(name: string, id: number): Promise<void>;

@@ -4,14 +4,19 @@ import { join } from 'node:path';
 import { createHash, randomUUID, timingSafeEqual } from 'node:crypto';
 import { Readable } from 'node:stream';
 import { finished, pipeline } from 'node:stream/promises';
+import type { Progress } from '../daemon/rewind.js';
 import { isLoopback } from '../config/values.js';
 import { KiteError, toKiteError } from '../errors.js';
-import { formatPosition } from '../ltx/position.js';
+import { formatPosition, formatTxid } from '../ltx/position.js';
+import type { Wanted } from '../restore/restore.js';
 import { checkDatabaseName } from '../store/database-name.js';
 import type { AdminServerOptions } from './server.js';
 
 /** How long the rest of a refused body is read and thrown away. */
 const DISCARD_MS = 10_000;
+
+/** How often it is said how far something is. */
+const PROGRESS_MS = 1000;
 
 type Handler = (exchange: Exchange) => Promise<void> | void;
 
@@ -40,6 +45,8 @@ const ROUTES: Readonly<Record<string, Handler>> = {
   'POST /promote': promote,
   'POST /handoff': handOff,
   'POST /sync': syncBackups,
+  'POST /rewind': rewind,
+  'DELETE /rewind': cancelRewind,
   'POST /halt': halt,
   'DELETE /halt': unhalt,
 };
@@ -103,6 +110,82 @@ async function syncBackups(exchange: Exchange): Promise<void> {
   sendJson(response, 200, { backups: node.status().backups });
 }
 
+/**
+ * `?name=` and a moment: what a rewind would change, and its `plan`; `?plan=`: makes it. Both may take minutes, so the answer is lines of
+ * JSON: `progress` now and then, at last `plan` or `position`, or an `error`.
+ */
+async function rewind(exchange: Exchange): Promise<void> {
+  requireAdmin(exchange);
+  const { node, url } = exchange;
+  const plan = url.searchParams.get('plan');
+  if (plan !== null) {
+    await streamLines(exchange, async () => ({ position: await node.commitRewind(plan) }));
+    return;
+  }
+  const name = nameOf(exchange);
+  const wanted = wantedOf(exchange);
+  await streamLines(exchange, async (progress) => {
+    const { id, position, txid, clusterTxid, ...more } = await node.prepareRewind(name, wanted, progress);
+    const text = (value: bigint | undefined): string | undefined =>
+      value === undefined ? undefined : formatTxid(value);
+    return {
+      plan: {
+        ...more,
+        id,
+        position: formatPosition(position),
+        txid: text(txid),
+        clusterTxid: text(clusterTxid),
+      },
+    };
+  });
+}
+
+function cancelRewind(exchange: Exchange): void {
+  requireAdmin(exchange);
+  exchange.node.cancelRewind(exchange.url.searchParams.get('plan') ?? '');
+  sendJson(exchange.response, 200, {});
+}
+
+/** `?timestamp=` (milliseconds since 1970), `?txid=` or `?cluster-txid=` (hex). */
+function wantedOf({ url }: Exchange): Wanted {
+  const timestamp = url.searchParams.get('timestamp');
+  if (timestamp !== null && /^\d{1,15}$/.test(timestamp))
+    return { kind: 'time', timestampMs: Number(timestamp) };
+  for (const kind of ['txid', 'cluster-txid'] as const) {
+    const text = url.searchParams.get(kind);
+    if (text !== null && /^[0-9a-f]{1,16}$/i.test(text)) return { kind, txid: BigInt(`0x${text}`) };
+  }
+  throw new KiteError(
+    'ERR_HTTP_REQUEST',
+    'expected timestamp (milliseconds), txid or cluster-txid (hexadecimal)',
+  );
+}
+
+/** Runs what may take long; the answer begins when it has for a second, or ended. */
+async function streamLines(
+  { response }: Exchange,
+  work: (progress: Progress) => Promise<object>,
+): Promise<void> {
+  let state = { done: 0, total: 0 };
+  const line = (value: object): void => {
+    if (!response.headersSent) response.writeHead(200, { 'content-type': 'application/x-ndjson' });
+    response.write(`${JSON.stringify(value)}\n`);
+  };
+  const timer = setInterval(() => line({ progress: state }), PROGRESS_MS);
+  try {
+    line(await work((done, total) => (state = { done, total })));
+    response.end();
+  } catch (thrown) {
+    // Before anything was said it is an answer like any other.
+    if (!response.headersSent) throw thrown;
+    const { code, message, row } = toKiteError(thrown);
+    line({ error: { code, message, action: row.action } });
+    response.end();
+  } finally {
+    clearInterval(timer);
+  }
+}
+
 /** LiteFS's answer, with `id` as a number. */
 async function halt(exchange: Exchange): Promise<void> {
   requireAdmin(exchange);
@@ -156,19 +239,20 @@ async function exportDatabase(exchange: Exchange): Promise<void> {
 /** The body goes to a file first, so that a broken upload never reaches a database. */
 async function importDatabase(exchange: Exchange): Promise<void> {
   requireAdmin(exchange);
-  const { request, response, node, importDir, maxImportBytes } = exchange;
+  const { request, response, url, node, importDir, maxImportBytes } = exchange;
   const name = nameOf(exchange);
+  const ifNotExists = url.searchParams.get('if-not-exists') === 'true';
   await mkdir(importDir, { recursive: true });
   const path = join(importDir, randomUUID());
-  let position: string;
+  let outcome: { position: string; imported: boolean };
   try {
     const { bavail, bsize } = await statfs(importDir);
     await receiveFile(request, path, Math.min(maxImportBytes, bavail * bsize));
-    position = await node.importDatabase(name, path);
+    outcome = await node.importDatabase(name, path, { ifNotExists });
   } finally {
     await rm(path, { force: true });
   }
-  sendJson(response, 200, { name, position });
+  sendJson(response, 200, { name, ...outcome });
 }
 
 /** Writes a body to a new file; a body that is too large, or says it will be, is refused as soon as that is known. */

@@ -65,7 +65,7 @@ describe('the admin server', () => {
     },
     importDatabase: (name, path) => {
       imported = { name, bytes: readFileSync(path) };
-      return Promise.resolve('0000000000000001/8000000000000001');
+      return Promise.resolve({ position: '0000000000000001/8000000000000001', imported: true });
     },
     promote: (request) => {
       asked = request;
@@ -73,6 +73,9 @@ describe('the admin server', () => {
     },
     handOff: (target) => Promise.resolve(target ?? 'whoever'),
     syncBackups: () => Promise.resolve(),
+    prepareRewind: () => Promise.reject(new KiteError('ERR_RESTORE_NOTHING', 'no backup')),
+    commitRewind: () => Promise.reject(new KiteError('ERR_REWIND_GONE', 'gone')),
+    cancelRewind: () => undefined,
     halt: (request) => {
       asked = request;
       const position = { txid: 0x1fn, checksum: 0x8000000000000001n, epoch: 1n };
@@ -134,7 +137,11 @@ describe('the admin server', () => {
 
   it('imports a file and leaves nothing behind', async () => {
     const response = await call('/import?name=a.db', { method: 'POST', body: CONTENT });
-    expect(await response.json()).toEqual({ name: 'a.db', position: '0000000000000001/8000000000000001' });
+    expect(await response.json()).toEqual({
+      name: 'a.db',
+      position: '0000000000000001/8000000000000001',
+      imported: true,
+    });
     expect(imported?.name).toBe('a.db');
     expect(imported?.bytes.equals(CONTENT)).toBe(true);
     expect(readdirSync(dir)).toEqual([]);

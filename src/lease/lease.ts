@@ -20,6 +20,8 @@ export interface LeaseOptions {
   /** Log ends of this node now, database name to `<epoch>:<txid>`. Must be cheap: asked at every heartbeat. */
   positions(): LeasePositions;
   /** See LeaseMachineOptions. */
+  elsewhere?: (() => LeasePositions) | undefined;
+  /** See LeaseMachineOptions. */
   followed(epoch: bigint, atMs: number): boolean;
   /** The version of the record, when this node has just founded the cluster with it. */
   readonly foundedWith?: string | undefined;
@@ -79,6 +81,7 @@ export class Lease {
       remote: options.adapter.remote ?? false,
       foundedWith: options.foundedWith,
       positions: () => options.positions(),
+      elsewhere: options.elsewhere,
       followed: (epoch, atMs) => options.followed(epoch, atMs),
       powerWasCut: options.powerWasCut ?? false,
     });

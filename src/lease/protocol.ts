@@ -71,6 +71,8 @@ export interface LeaseMachineOptions {
   /** The version of the record with which this node founded the cluster: nobody can have held it before. */
   readonly foundedWith?: string | undefined;
   positions(): LeasePositions;
+  /** What this node could fetch from elsewhere than members: from backups. Left out: nothing. */
+  elsewhere?: (() => LeasePositions) | undefined;
   /**
    * Whether this process was connected to the primary of `epoch` at `atMs` (monotonic): what it lacks is then what was under
    * way, and not what was written while it was away.

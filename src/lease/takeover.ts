@@ -41,7 +41,15 @@ export type Verdict =
 
 type Options = Pick<
   LeaseMachineOptions,
-  'node' | 'ttlMs' | 'marginMs' | 'lockDelayMs' | 'electionWaitMs' | 'positions' | 'followed' | 'powerWasCut'
+  | 'node'
+  | 'ttlMs'
+  | 'marginMs'
+  | 'lockDelayMs'
+  | 'electionWaitMs'
+  | 'positions'
+  | 'elsewhere'
+  | 'followed'
+  | 'powerWasCut'
 >;
 
 /** Whether a candidate may take the lease now. */
@@ -87,13 +95,25 @@ export function takeover(nowMs: number, options: Options, at: Situation): Verdic
     !own &&
     missing.length > 0 &&
     !options.followed(record.epoch, at.seenMs);
-  const fetchable = furthest([ours, ...at.living.map(({ positions }) => positions)]);
+  const fetchable = furthest([
+    ours,
+    options.elsewhere?.() ?? {},
+    ...at.living.map(({ positions }) => positions),
+  ]);
   if (old && behind(fetchable, recorded).length > 0) {
     const reason = `this node was away while the previous primary wrote (${missing.join(', ')}): start one that has it`;
     return { kind: 'wait', reason, untilMs: Infinity };
   }
   if (!named) {
-    const defer = deference({ node, ours, recorded, rivals: at.rivals, formerRegion: at.formerRegion });
+    // What the backups have this node can get as well as any rival, but not before one that has it.
+    const isInReach = behind(furthest([ours, options.elsewhere?.() ?? {}]), recorded).length === 0;
+    const defer = deference({
+      node,
+      ours,
+      recorded: isInReach ? {} : recorded,
+      rivals: at.rivals,
+      formerRegion: at.formerRegion,
+    });
     const waitMs = defer?.kind === 'data' ? electionWaitMs : Math.min(electionWaitMs, options.ttlMs / 10);
     if (defer && nowMs < free.atMs + waitMs) {
       return { kind: 'wait', reason: defer.reason, untilMs: free.atMs + waitMs };

@@ -74,6 +74,7 @@ export async function restoreGeneration(
       return {
         txid: undefined,
         clusterTxid: undefined,
+        epoch: undefined,
         timestampMs: plan.timestampMs,
         sizeBytes: statSync(temporary).size,
         files: objects.length,

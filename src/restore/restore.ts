@@ -49,6 +49,8 @@ export interface Restored {
   /** The bucket's; undefined for a backup of Litestream 0.3. */
   readonly txid: bigint | undefined;
   readonly clusterTxid: bigint | undefined;
+  /** Of the primary that wrote the last object; undefined when KiteFS did not. */
+  readonly epoch: bigint | undefined;
   readonly timestampMs: number;
   readonly sizeBytes: number;
   readonly files: number;
@@ -350,6 +352,7 @@ async function applyPath(
   return {
     txid: target,
     clusterTxid: last.moment.clusterTxid,
+    epoch: last.moment.epoch,
     timestampMs: last.moment.timestampMs,
     sizeBytes: last.state.pages * last.state.pageSize,
     files: doneBefore.length + path.length,

@@ -41,6 +41,8 @@ export interface Moment {
   readonly timestampMs: number;
   /** The cluster's TXID, when KiteFS wrote the file. */
   readonly clusterTxid: bigint | undefined;
+  /** Of who wrote the object. */
+  readonly epoch: bigint | undefined;
   /** Whether the database's own checksum was compared. */
   readonly verified: boolean;
 }
@@ -112,7 +114,12 @@ function applyLtx(writer: DatabaseWriter, sizeBytes: number, isWhole: boolean): 
   const header = writer.apply(LtxDecoder.fromReader(sizeBytes, readPiece), isWhole);
   const stamp = stampOf(header);
   const { timestampMs } = header;
-  const moment = { timestampMs, clusterTxid: stamp?.txid, verified: stamp !== undefined };
+  const moment = {
+    timestampMs,
+    clusterTxid: stamp?.txid,
+    epoch: stamp?.epoch,
+    verified: stamp !== undefined,
+  };
   return { state: writer.state, moment };
 }
 

@@ -57,3 +57,23 @@ export function parseDatabaseHeader(bytes: Uint8Array): DatabaseHeader | undefin
     pageCount: statedPages > 0 && versionValidFor === changeCounter ? statedPages : undefined,
   };
 }
+
+const CHANGE_COUNTER_OFFSET = 24;
+const SCHEMA_COOKIE_OFFSET = 40;
+const VERSION_VALID_FOR_OFFSET = 92;
+
+/**
+ * Page 1 of an older state, made fit to follow on a newer one in the same database, as SQLite's backup does: counters only grow, because
+ * open connections compare them with what they remember (two schemas under one cookie would be taken for the same), and the
+ * journal mode is the newer one's. Returns a copy.
+ */
+export function carryHeader(older: Uint8Array, newer: Uint8Array): Buffer {
+  const page = Buffer.from(older);
+  const now = Buffer.from(newer.buffer, newer.byteOffset, DATABASE_HEADER_BYTES);
+  page.set([now[WRITE_VERSION_OFFSET]!, now[READ_VERSION_OFFSET]!], WRITE_VERSION_OFFSET);
+  const counter = (now.readUInt32BE(CHANGE_COUNTER_OFFSET) + 1) >>> 0;
+  page.writeUInt32BE(counter, CHANGE_COUNTER_OFFSET);
+  page.writeUInt32BE(counter, VERSION_VALID_FOR_OFFSET);
+  page.writeUInt32BE((now.readUInt32BE(SCHEMA_COOKIE_OFFSET) + 1) >>> 0, SCHEMA_COOKIE_OFFSET);
+  return page;
+}
