@@ -3,6 +3,7 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { runCli } from '../cli/run-cli.js';
 import { databasePaths } from '../../src/store/data-directory.js';
 import { run, TestCluster, waitFor, type TestNode } from '../helpers/cluster.js';
 
@@ -102,6 +103,27 @@ describe('a page that was damaged while its node was stopped', () => {
     await primary.stop();
     await primary.start();
     expect(await error()).toMatch(/ERR_CAPTURE_DAMAGED/);
+  });
+
+  it('is got rid of by the steps of docs/runbooks/damaged-database.md, with a replica that has all of it', async () => {
+    const { position } = (await primary.database('bad.db'))!;
+    await replica.start();
+    const url = `http://127.0.0.1:${replica.httpPort}`;
+    const status = await runCli(['status', '--url', url]);
+    expect(status.stdout).toContain(position);
+    expect(status.stdout).not.toContain('DAMAGED');
+    expect(await runCli(['promote', '--url', url])).toMatchObject({ code: 0 });
+    await waitFor('the damaged node to say rebuild', async () =>
+      (await primary.status()).events.some(
+        (event) => event.kind === 'rebuild' && event.database === 'bad.db',
+      ),
+    );
+    await replica.sql('bad.db', 'INSERT INTO t(x) VALUES (2)');
+    await cluster.assertSame('bad.db');
+    for (const node of [primary, replica]) {
+      expect(await node.sql('bad.db', 'PRAGMA integrity_check')).toBe('ok');
+    }
+    expect((await primary.database('bad.db'))?.error).toBeUndefined();
   });
 });
 
