@@ -40,8 +40,8 @@ function optionOf(setting: Setting): Option {
   return noEffect === undefined ? option : option.hideHelp();
 }
 
-/** Reads the configuration that a command was given. Throws ERR_CONFIG_*. */
-export function configOf(command: Command): LoadedConfig {
+/** Reads the configuration that a command was given; `withoutLease` as for loadConfig. Throws ERR_CONFIG_*. */
+export function configOf(command: Command, { withoutLease = false } = {}): LoadedConfig {
   const flags: Record<string, string> = {};
   for (const option of command.options) {
     const key = option.long?.slice(2) ?? '';
@@ -54,5 +54,5 @@ export function configOf(command: Command): LoadedConfig {
     debug,
   } = command.opts<{ config?: string; expandEnv: boolean; debug?: boolean }>();
   if (debug) flags['log.debug'] = 'true';
-  return loadConfig({ file, flags, expandEnv });
+  return loadConfig({ file, flags, expandEnv, withoutLease });
 }

@@ -220,7 +220,7 @@ function program(): Command {
     .description('transactions of this node that the cluster does not have, kept in lost+found');
   addConfigOptions(lost.command('ls').description('list them')).action(async (_options, command: Command) => {
     const { listLost } = await import('./lost.js');
-    listLost(configOf(command));
+    listLost(configOf(command, { withoutLease: true }));
   });
   addConfigOptions(
     lost
@@ -230,7 +230,11 @@ function program(): Command {
       .option('--rows <count>', 'rows shown of each kind and table', '20'),
   ).action(async (id: string, { rows }: { rows: string }, command: Command) => {
     const { showLost } = await import('./lost.js');
-    await showLost(configOf(command), id, Math.max(0, Number.parseInt(rows, 10) || 0));
+    await showLost(
+      configOf(command, { withoutLease: true }),
+      id,
+      Math.max(0, Number.parseInt(rows, 10) || 0),
+    );
   });
   addConfigOptions(
     lost
@@ -241,7 +245,7 @@ function program(): Command {
       .option('--ltx', 'only the transactions, as one LTX file'),
   ).action(async (id: string, path: string, { ltx }: { ltx?: boolean }, command: Command) => {
     const { exportLost } = await import('./lost.js');
-    await exportLost(configOf(command), id, path, ltx ?? false);
+    await exportLost(configOf(command, { withoutLease: true }), id, path, ltx ?? false);
   });
 
   const ltx = kitefs.command('ltx').description('look into the files of the transaction log');
@@ -268,7 +272,7 @@ function program(): Command {
     node.command('reset-id').description('give a copied data directory a node id of its own'),
   ).action(async (_options, command: Command) => {
     const { resetNodeId } = await import('./node-id.js');
-    resetNodeId(configOf(command));
+    resetNodeId(configOf(command, { withoutLease: true }));
   });
 
   const config = kitefs.command('config').description('look at the configuration');

@@ -157,6 +157,8 @@ describe('the configuration', () => {
         'kitefs.yml:2: lease.consul.url: lease.type consul needs the address of Consul (or FLY_CONSUL_URL, CONSUL_HTTP_ADDR)',
         'kitefs.yml:2: lease.consul.key: lease.type consul needs the key of the lease, such as app/primary',
       ]);
+      // `kitefs lost` in a shell that does not have the service's environment.
+      expect(load(consul('ttl: 9s'), { withoutLease: true }).config.lease.ttlMs).toBe(9000);
       expect(
         problems(
           consul('key: /', 'url: ftp://:hush@x', 'ttl: 500ms', 'ca-file: /nowhere', 'client-key: /etc'),

@@ -24,6 +24,8 @@ export interface LoadOptions {
   readonly environment?: Readonly<Record<string, string | undefined>>;
   /** false: `$NAME` in the file stays as it is. */
   readonly expandEnv?: boolean;
+  /** For who only looks into data.dir: what the lease lacks (an address that only the service's environment has) is no mistake then. */
+  readonly withoutLease?: boolean;
 }
 
 export interface LoadedConfig {
@@ -83,6 +85,7 @@ export function loadConfig(options: LoadOptions = {}): LoadedConfig {
 
   const config = complete(parsed.data);
   for (const { key, text } of checkConfig(config)) {
+    if (options.withoutLease && key.startsWith('lease.')) continue;
     const where = given.get(key)?.where ?? file ?? `the default of ${key}`;
     problems.push({ where, text });
   }

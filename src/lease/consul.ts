@@ -231,7 +231,7 @@ class ConsulLease implements LeaseAdapter {
   #failure(what: string, error: unknown): KiteError {
     const { statusCode } = responseOf(error) ?? {};
     const denied = statusCode === 403 || refusals(error).some((text) => /permission denied|ACL/i.test(text));
-    let why = refusals(error)[0] ?? messageOf(error).replace(/^consul: /, '');
+    let why = refusals(error)[0] ?? messageOf(error).replace(/^consul: /, '') + bodyOf(error);
     if (this.#token !== undefined) why = why.replaceAll(this.#token, '(token)');
     // Without its cause: that holds the request, and the token in it.
     return new KiteError(
@@ -271,6 +271,13 @@ function readPem(key: string, path: string): Buffer {
 function messageOf(error: unknown): string {
   const [first] = (error as { errors?: unknown[] }).errors ?? [];
   return first instanceof Error ? first.message : (error as Error).message;
+}
+
+/** What came with an answer such as "bad request": that HTTP was spoken where HTTPS is, for instance. */
+function bodyOf(error: unknown): string {
+  const body = responseOf(error)?.body;
+  const text = body instanceof Buffer || typeof body === 'string' ? body.toString().trim() : '';
+  return text === '' ? '' : ` (${text.split('\n')[0]!.slice(0, 100)})`;
 }
 
 interface Refusal extends IncomingMessage {

@@ -300,6 +300,9 @@ describe('on an agent with access control and certificates', () => {
     const strict = await failure(secure(writer, { caFile: undefined }).read(LIMIT_MS));
     expect(strict).toMatchObject({ code: 'ERR_LEASE_UNREACHABLE' });
     expect(strict.message).toMatch(/certificate/);
+    const plain = await failure(secure('', { url: `http://127.0.0.1:${consul.httpsPort}` }).read(LIMIT_MS));
+    expect(plain).toMatchObject({ code: 'ERR_LEASE_UNREACHABLE' });
+    expect(plain.message).toMatch(/HTTP request to an HTTPS server/);
     const bare = secure(writer, { clientCert: undefined, clientKey: undefined });
     expect((await failure(bare.read(LIMIT_MS))).code).toBe('ERR_LEASE_UNREACHABLE');
     expect(() => secure(writer, { caFile: join(dir, 'none.pem') })).toThrow(/lease\.consul\.ca-file: ENOENT/);
