@@ -38,9 +38,18 @@ export default defineConfig({
           include: ['test/**/*.test.ts'],
           exclude: ['test/simulation/**', ...ALONE],
           maxWorkers: 2,
+          sequence: { groupOrder: 1 },
         },
       },
-      { test: { ...real, name: 'alone', include: ALONE, fileParallelism: false } },
+      {
+        test: {
+          ...real,
+          name: 'alone',
+          include: ALONE,
+          fileParallelism: false,
+          sequence: { groupOrder: 2 },
+        },
+      },
     ],
   },
 });
