@@ -231,6 +231,14 @@ export class NodeStore implements ReplicationStore {
     return entry.queue?.applying ?? this.appliedPosition(name);
   }
 
+  /** What readers here see: how large the database is, and where; undefined where that is not known. */
+  visible(name: string): AppliedDatabase | undefined {
+    const entry = this.#entries.get(name);
+    if (!this.#isPrimary()) return entry?.applied;
+    const [position, last] = [this.position(name), entry?.log.lastFile];
+    return position && last && { position, pageCount: last.commitPages, pageSize: last.pageSize };
+  }
+
   /** Last file of the log: size and page size of the database after it. */
   lastFile(name: string): LogFile | undefined {
     return this.#entries.get(name)?.log.lastFile;

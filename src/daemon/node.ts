@@ -20,12 +20,14 @@ import { Mount, type MountEvent } from '../fuse/mount.js';
 import { AdminServer } from '../http/server.js';
 import { HaltGrants } from '../halt/grants.js';
 import { HaltLocks, type Halted, type HaltRequest } from '../halt/locks.js';
-import type { ExportedDatabase, NodeApi } from '../http/node-api.js';
+import type { PrimaryChange } from '../http/events.js';
+import type { ExportedDatabase, NodeApi, NodeChange } from '../http/node-api.js';
 import { behind } from '../lease/election.js';
 import { Lease } from '../lease/lease.js';
 import type { LeaseEvent, LeaseHolder, LeasePositions, Member } from '../lease/types.js';
 import { formatPosition, formatTxid, NO_POSITION } from '../ltx/position.js';
 import { Proxy } from '../proxy/proxy.js';
+import type { TokenEntry } from '../proxy/token.js';
 import type { Logger } from '../observability/log.js';
 import { Metrics } from '../observability/metrics.js';
 import { isPrimary, type NodeRole, type NodeStatus } from '../observability/node-status.js';
@@ -41,14 +43,15 @@ import { HAND_OFF_WAIT_MS, HandOff, type HandOffRequest } from './hand-off.js';
 import { openLease } from './lease-kinds.js';
 import { LockEnforcer } from './lock-enforcer.js';
 import { isHolder, reasonToEnter } from './node-state.js';
-import { databaseView, nodeFacts, proxySettings } from './node-proxy.js';
 import { NodeStore } from './node-store.js';
+import { databaseView, nodeFacts, proxySettings } from './node-proxy.js';
+import { PositionWaits } from './position-waits.js';
 import { Promotion } from './promotion.js';
 import { Retention } from './retention.js';
 import { Rewinds, type Progress, type RewindPlan } from './rewind.js';
 import { RoleSwitch, type Fetch } from './role.js';
-import { specialFile } from './special-files.js';
 import { StartFromBackups } from './start-from-backups.js';
+import { hostOf, specialFile } from './special-files.js';
 import { makeStatus } from './status.js';
 
 /** How long a rewind waits until the backups have what it undoes. */
@@ -86,6 +89,8 @@ export class Node implements NodeApi {
   #promotion: Promotion | undefined;
   #role: NodeRole = 'starting';
   #holder: LeaseHolder | undefined;
+  readonly #watchers = new Set<(change: NodeChange) => void>();
+  #positionWaits!: PositionWaits;
   /** Aborted by `stop`: from then on this node changes its role no more. */
   readonly #stopping = new AbortController();
   /** When the stream of a primary was last seen open and caught up, and of which one. */
@@ -187,7 +192,13 @@ export class Node implements NodeApi {
     });
     this.#store.openLogs({ repair: true });
     this.#undo.push(() => this.#store.close());
+    this.#positionWaits = new PositionWaits(this.#store);
+    this.#undo.push(() => this.#positionWaits.stop());
     this.#count();
+    this.#store.subscribe(({ kind, name }) => {
+      // On a replica what counts is what readers see, not what has arrived.
+      if (kind === (isPrimary(this.#role) ? 'transaction' : 'applied')) this.#tellTransaction(name);
+    });
 
     const { uid, gid, mode, allowOther, otherFiles, driver, dir } = config.fuse;
     this.#mount = await Mount.start({
@@ -327,6 +338,7 @@ export class Node implements NodeApi {
       logger: this.#logger,
       importDir: tmpDir,
       maxImportBytes: config.http.maxImportBytes,
+      maxLagMs: config.proxy.maxLagMs,
       token: config.http.token,
     });
     this.#undo.push(() => admin.close());
@@ -720,6 +732,37 @@ export class Node implements NodeApi {
     await this.#haltLocks.release(name, id);
   }
 
+  primary(): PrimaryChange {
+    if (isPrimary(this.#role)) return { isPrimary: true, hostname: this.#config.lease.hostname };
+    const holder = this.#role === 'replica' ? this.#holder : undefined;
+    return { isPrimary: false, ...(holder && { hostname: hostOf(holder.advertiseUrl) }) };
+  }
+
+  watch(listener: (change: NodeChange) => void): () => void {
+    this.#watchers.add(listener);
+    return () => this.#watchers.delete(listener);
+  }
+
+  #tellTransaction(name: string): void {
+    const visible = this.#watchers.size > 0 ? this.#store.visible(name) : undefined;
+    if (!visible) return;
+    const [txID = '', postApplyChecksum = ''] = formatPosition(visible.position).split('/');
+    const { pageSize, pageCount: commit } = visible;
+    this.#tell({ kind: 'transaction', name, txID, postApplyChecksum, pageSize, commit });
+  }
+
+  #tell(change: NodeChange): void {
+    for (const listener of this.#watchers) listener(change);
+  }
+
+  async waitFor(name: string, entry: TokenEntry, timeoutMs: number, signal: AbortSignal): Promise<boolean> {
+    return await this.#positionWaits.wait(name, entry, timeoutMs, signal);
+  }
+
+  async seen(name: string): Promise<TokenEntry | undefined> {
+    return await this.#store.seen(name);
+  }
+
   // --- role
 
   async #runHandOff(request: HandOffRequest): Promise<string> {
@@ -907,6 +950,7 @@ export class Node implements NodeApi {
     void this.#mount.changed().catch((error: unknown) => this.#trouble(error));
     this.#server.roleChanged();
     this.#proxy?.nodeChanged();
+    this.#tell({ kind: 'primary', ...this.primary() });
   }
 
   #ownHolder(): LeaseHolder | undefined {

@@ -42,6 +42,7 @@ function lagMs(status: NodeStatus): number {
   return Math.round(Math.min(LAG_UNKNOWN_MS, Math.max(0, ...(ages.length > 0 ? ages : [LAG_UNKNOWN_MS]))));
 }
 
+/** What LiteFS calls the hostname of a node. */
 export const hostOf = (url: string): string => (URL.canParse(url) ? new URL(url).hostname : url);
 
 const line = (text: string): Buffer => Buffer.from(`${text}\n`);

@@ -2,6 +2,8 @@ import type { Progress, RewindPlan } from '../daemon/rewind.js';
 import type { Halted, HaltRequest } from '../halt/locks.js';
 import type { NodeStatus } from '../observability/node-status.js';
 import type { Wanted } from '../restore/restore.js';
+import type { TokenEntry } from '../proxy/token.js';
+import type { PrimaryChange } from './events.js';
 
 /** What the admin server asks of a node. Failures are KiteErrors: their rows say the HTTP status. */
 export interface NodeApi {
@@ -32,7 +34,27 @@ export interface NodeApi {
   /** Lets applications of this node write a database though it is a replica (HALT); on the primary it does nothing. */
   halt(request: HaltRequest): Promise<Halted>;
   unhalt(name: string, id: number): Promise<void>;
+  /** Whether this node is the primary, and where the primary is, as LiteFS says it. */
+  primary(): PrimaryChange;
+  /** Calls back at each change from now on; returns what ends that. */
+  watch(listener: (change: NodeChange) => void): () => void;
+  /** Resolves with true when readers here see this transaction (or never will), with false after `timeoutMs`. */
+  waitFor(name: string, entry: TokenEntry, timeoutMs: number, signal: AbortSignal): Promise<boolean>;
+  /** What a client that has been answered by this node until now may have seen of a database; undefined: there is none. */
+  seen(name: string): Promise<TokenEntry | undefined>;
 }
+
+export type NodeChange =
+  | ({ readonly kind: 'primary' } & PrimaryChange)
+  /** Readers of this node see it now; under load several transactions at once. */
+  | {
+      readonly kind: 'transaction';
+      readonly name: string;
+      readonly txID: string;
+      readonly postApplyChecksum: string;
+      readonly pageSize: number;
+      readonly commit: number;
+    };
 
 export interface ExportedDatabase {
   readonly sizeBytes: number;

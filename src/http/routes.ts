@@ -9,7 +9,10 @@ import { isLoopback } from '../config/values.js';
 import { KiteError, toKiteError } from '../errors.js';
 import { formatPosition, formatTxid } from '../ltx/position.js';
 import type { Wanted } from '../restore/restore.js';
+import { isPrimary } from '../observability/node-status.js';
+import { formatToken, parseToken, type TokenEntry } from '../proxy/token.js';
 import { checkDatabaseName } from '../store/database-name.js';
+import { EventStream } from './events.js';
 import type { AdminServerOptions } from './server.js';
 
 /** How long the rest of a refused body is read and thrown away. */
@@ -20,7 +23,12 @@ const PROGRESS_MS = 1000;
 
 type Handler = (exchange: Exchange) => Promise<void> | void;
 
-interface Exchange extends AdminServerOptions {
+interface ServerState extends AdminServerOptions {
+  /** Aborted when the server closes: nothing goes on that has no end of its own. */
+  readonly closing: AbortSignal;
+}
+
+interface Exchange extends ServerState {
   readonly request: IncomingMessage;
   readonly response: ServerResponse;
   readonly url: URL;
@@ -40,6 +48,9 @@ const ROUTES: Readonly<Record<string, Handler>> = {
     const { ready, role } = node.status();
     sendJson(response, ready ? 200 : 503, { ready, role });
   },
+  'GET /info': showInfo,
+  'GET /litefs/health': showHealth,
+  'GET /events': streamEvents,
   'GET /export': exportDatabase,
   'POST /import': importDatabase,
   'POST /promote': promote,
@@ -55,14 +66,14 @@ const ROUTES: Readonly<Record<string, Handler>> = {
 export async function handleRequest(
   request: IncomingMessage,
   response: ServerResponse,
-  options: AdminServerOptions,
+  options: ServerState,
 ): Promise<void> {
   try {
     const url = new URL(request.url ?? '/', 'http://node');
     const exchange = { ...options, request, response, url };
     const handler = ROUTES[`${request.method} ${url.pathname}`];
     if (handler) await handler(exchange);
-    else if (request.method === 'GET' && url.pathname.startsWith('/db/')) showDatabase(exchange);
+    else if (request.method === 'GET' && url.pathname.startsWith('/db/')) await showDatabase(exchange);
     else throw new KiteError('ERR_HTTP_NOT_FOUND', `nothing at ${request.method} ${url.pathname}`);
   } catch (thrown) {
     // A sender that is cut off in the middle sees a broken connection instead of the answer.
@@ -78,11 +89,80 @@ function errorOf(thrown: unknown): KiteError {
   return isMalformed ? new KiteError('ERR_HTTP_REQUEST', 'the address is malformed') : toKiteError(thrown);
 }
 
-function showDatabase({ node, response, url }: Exchange): void {
+/**
+ * One database, and how this node stands to it. With `token` it waits until readers here see what the token says, `wait` milliseconds at most.
+ */
+async function showDatabase(exchange: Exchange): Promise<void> {
+  const { node, response, url } = exchange;
   const name = decodeURIComponent(url.pathname.slice('/db/'.length));
-  const database = node.status().databases.find((candidate) => candidate.name === name);
+  const wanted = tokenEntryOf(exchange, name);
+  if (wanted) {
+    const gone = new AbortController();
+    response.once('close', () => gone.abort());
+    if (!(await node.waitFor(name, wanted, waitOf(exchange), gone.signal)))
+      throw new KiteError(
+        'ERR_HTTP_NOT_REACHED',
+        `${name} has not come to ${url.searchParams.get('token')} here`,
+      );
+  }
+  const { databases, nodeId, role, epoch, primary } = node.status();
+  const database = databases.find((candidate) => candidate.name === name);
   if (!database) throw new KiteError('ERR_HTTP_NOT_FOUND', `there is no database ${name} on this node`);
-  sendJson(response, 200, database);
+  const seen = await node.seen(name);
+  sendJson(response, 200, {
+    ...database,
+    nodeId,
+    role,
+    isPrimary: isPrimary(role),
+    epoch,
+    primary: { ...primary, hostname: node.primary().hostname },
+    token: seen && formatToken(new Map([[name, seen]])),
+  });
+}
+
+/** What `?token=` says of a database; undefined: nothing. It is the node itself that is asked, so nothing need be signed. */
+function tokenEntryOf({ url }: Exchange, name: string): TokenEntry | undefined {
+  const text = url.searchParams.get('token');
+  if (text === null) return undefined;
+  const token = parseToken(text);
+  if (!token) throw new KiteError('ERR_HTTP_REQUEST', 'token: expected a token such as app.db=7:1a');
+  return token.get(name);
+}
+
+/** LiteFS's answer. */
+function showInfo({ node, response }: Exchange): void {
+  const { clusterId, role, candidate, dataDir } = node.status();
+  sendJson(response, 200, {
+    clusterID: clusterId,
+    isPrimary: isPrimary(role),
+    candidate,
+    path: dataDir,
+    primary: { hostname: node.primary().hostname ?? '' },
+  });
+}
+
+/** LiteFS's answer of its proxy: whether what readers here see is young enough. */
+function showHealth({ node, response, maxLagMs }: Exchange): void {
+  const { databases, ready } = node.status();
+  const isWell = ready && databases.every(({ maxAgeMs }) => maxAgeMs !== undefined && maxAgeMs <= maxLagMs);
+  response
+    .writeHead(isWell ? 200 : 503, { 'content-type': 'text/plain' })
+    .end(isWell ? 'OK\n' : 'the data of this node is older than proxy.max-lag\n');
+}
+
+function streamEvents({ node, request, response, url, closing }: Exchange): void {
+  const stream = new EventStream(response, {
+    sse: (request.headers.accept ?? '').includes('text/event-stream'),
+    database: url.searchParams.get('db') ?? undefined,
+  });
+  stream.init(node.primary());
+  const unwatch = node.watch((change) => stream.take(change));
+  const end = (): void => void response.end();
+  closing.addEventListener('abort', end);
+  response.once('close', () => {
+    unwatch();
+    closing.removeEventListener('abort', end);
+  });
 }
 
 async function promote(exchange: Exchange): Promise<void> {

@@ -1,12 +1,16 @@
+import { once } from 'node:events';
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { EventSource } from 'eventsource';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { KiteError } from '../errors.js';
 import { createLogger } from '../observability/log.js';
 import { Metrics } from '../observability/metrics.js';
 import type { NodeStatus } from '../observability/node-status.js';
-import type { NodeApi } from './node-api.js';
+import type { PrimaryChange } from './events.js';
+import type { NodeApi, NodeChange } from './node-api.js';
 import { AdminServer } from './server.js';
 
 const DATABASE = {
@@ -49,6 +53,8 @@ describe('the admin server', () => {
   let server: AdminServer;
   let status: NodeStatus;
   let asked: unknown;
+  let primary: PrimaryChange;
+  const listeners = new Set<(change: NodeChange) => void>();
   let imported: { name: string; bytes: Buffer } | undefined;
 
   const node: NodeApi = {
@@ -85,6 +91,16 @@ describe('the admin server', () => {
       asked = { name, id };
       return Promise.resolve();
     },
+    primary: () => primary,
+    watch: (listener) => {
+      listeners.add(listener);
+      return () => listeners.delete(listener);
+    },
+    waitFor: (name, entry, timeoutMs) => {
+      asked = { name, entry, timeoutMs };
+      return Promise.resolve(entry.txid < 100n);
+    },
+    seen: () => Promise.resolve({ epoch: 7n, txid: 25n }),
   };
   const call = (path: string, init?: RequestInit): Promise<Response> =>
     fetch(`http://127.0.0.1:${server.port}${path}`, init);
@@ -93,6 +109,7 @@ describe('the admin server', () => {
     dir = mkdtempSync(join(tmpdir(), 'kitefs-app-http-'));
     status = STATUS;
     imported = undefined;
+    primary = { isPrimary: false, hostname: 'node2' };
     server = await AdminServer.listen({
       address: { host: '127.0.0.1', port: 0 },
       node,
@@ -100,6 +117,7 @@ describe('the admin server', () => {
       logger: createLogger({ format: 'json', level: 'silent' }),
       importDir: dir,
       maxImportBytes: 1 << 20,
+      maxLagMs: 10_000,
     });
   });
   afterEach(async () => {
@@ -115,6 +133,121 @@ describe('the admin server', () => {
     expect((await call('/ready')).status).toBe(200);
     status = { ...STATUS, ready: false };
     expect((await call('/ready')).status).toBe(503);
+  });
+
+  it('says of a database what an application asks, once it is where a token says', async () => {
+    expect(await (await call('/db/tenants%2F42.db')).json()).toMatchObject({
+      role: 'replica',
+      isPrimary: false,
+      primary: { hostname: 'node2' },
+      token: 'tenants%2F42.db=7:19',
+      maxAgeMs: 250,
+    });
+    const at = (token: string) => call(`/db/tenants%2F42.db?wait=50&token=${encodeURIComponent(token)}`);
+    expect((await at('tenants%2F42.db=7:19&b=9:1')).status).toBe(200);
+    expect(asked).toEqual({ name: 'tenants/42.db', entry: { epoch: 7n, txid: 25n }, timeoutMs: 50 });
+    const late = await at('tenants%2F42.db=7:64');
+    expect([late.status, ((await late.json()) as { error: { code: string } }).error.code]).toEqual([
+      504,
+      'ERR_HTTP_NOT_REACHED',
+    ]);
+    expect((await at('nonsense')).status).toBe(400);
+  });
+
+  it('answers as LiteFS does to /info and /litefs/health', async () => {
+    expect(await (await call('/info')).json()).toEqual({
+      clusterID: 'c',
+      isPrimary: false,
+      candidate: true,
+      path: '/d',
+      primary: { hostname: 'node2' },
+    });
+    expect(await (await call('/litefs/health')).text()).toBe('OK\n');
+    status = { ...STATUS, databases: [{ ...DATABASE, maxAgeMs: 10_001 }] };
+    expect((await call('/litefs/health')).status).toBe(503);
+    status = { ...STATUS, databases: [{ ...DATABASE, maxAgeMs: undefined }] };
+    expect((await call('/litefs/health')).status).toBe(503);
+  });
+
+  describe('/events', () => {
+    const tell = (change: NodeChange): void => {
+      for (const listener of listeners) listener(change);
+    };
+    const transaction = (name: string, n: number): NodeChange => ({
+      kind: 'transaction',
+      name,
+      txID: String(n).padStart(16, '0'),
+      postApplyChecksum: '83b05248774ce767',
+      pageSize: 4096,
+      commit: 2,
+    });
+    const open = async (path: string, headers: Record<string, string> = {}) => {
+      const end = new AbortController();
+      const answer = await call(path, { headers, signal: end.signal });
+      const reader = answer.body!.pipeThrough(new TextDecoderStream()).getReader();
+      let text = '';
+      /** Reads until the text has `mark`. */
+      const until = async (mark: string): Promise<string> => {
+        while (!text.includes(mark)) text += (await reader.read()).value ?? '';
+        return text;
+      };
+      return { answer, until, end: () => end.abort() };
+    };
+
+    it('are LiteFS’s, a line each', async () => {
+      const events = await open('/events');
+      await events.until('init');
+      tell(transaction('app.db', 27));
+      tell({ kind: 'primary', ...primary });
+      tell({ kind: 'primary', isPrimary: true, hostname: 'node1' });
+      tell({ kind: 'primary', isPrimary: true, hostname: 'node1' });
+      tell({ kind: 'primary', isPrimary: false });
+      const lines = (await events.until('{"isPrimary":false}}')).trim().split('\n');
+      expect(events.answer.headers.get('content-type')).toBe('application/x-ndjson');
+      expect(lines.map((line) => JSON.parse(line) as unknown)).toEqual([
+        { type: 'init', data: { isPrimary: false, hostname: 'node2' } },
+        {
+          type: 'tx',
+          db: 'app.db',
+          data: {
+            txID: '0000000000000027',
+            postApplyChecksum: '83b05248774ce767',
+            pageSize: 4096,
+            commit: 2,
+            timestamp: expect.stringMatching(/^\d{4}-.*Z$/),
+          },
+        },
+        { type: 'primaryChange', data: { isPrimary: true, hostname: 'node1' } },
+        { type: 'primaryChange', data: { isPrimary: false } },
+      ]);
+      events.end();
+      await vi.waitFor(() => expect(listeners.size).toBe(0));
+    });
+
+    it('are server-sent events for who asks for them, of one database if wanted', async () => {
+      const source = new EventSource(`http://127.0.0.1:${server.port}/events?db=b.db`);
+      const seen: string[] = [];
+      source.addEventListener('init', ({ data }) => seen.push(data));
+      source.addEventListener('tx', ({ data }) => seen.push((JSON.parse(data) as { db: string }).db));
+      await vi.waitFor(() => expect(seen).toHaveLength(1));
+      tell(transaction('app.db', 1));
+      tell(transaction('b.db', 1));
+      await vi.waitFor(() => expect(seen.slice(1)).toEqual(['b.db']));
+      source.close();
+    });
+
+    it('cost little for a client that does not read, which gets the newest in the end', async () => {
+      const socket = connect(server.port, '127.0.0.1');
+      socket.write('GET /events HTTP/1.1\r\nHost: x\r\n\r\n');
+      await once(socket, 'readable');
+      for (let i = 1; i <= 100_000; i += 1) tell(transaction(`db${i % 10}`, i));
+      // 100 000 events are 18 MB of text.
+      let text = '';
+      socket.on('data', (chunk: Buffer) => (text += chunk.toString()));
+      await vi.waitFor(() => expect(text).toContain('0000000000100000'));
+      expect(text.split('"tx"').length).toBeLessThan(20_000);
+      socket.destroy();
+    });
   });
 
   it('gives metrics for Prometheus that follow the status', async () => {
@@ -206,6 +339,7 @@ describe('the admin server', () => {
       logger: createLogger({ format: 'json', level: 'silent' }),
       importDir: dir,
       maxImportBytes: 1,
+      maxLagMs: 10_000,
       token: '0123456789abcdef',
     });
     const ask = async (authorization?: string): Promise<number> => {
@@ -234,6 +368,7 @@ describe('the admin server', () => {
       logger: createLogger({ format: 'json', level: 'silent' }),
       importDir: dir,
       maxImportBytes: 1,
+      maxLagMs: 10_000,
     });
     await expect(again).rejects.toMatchObject({ code: 'ERR_DAEMON_PORT' });
   });

@@ -16,6 +16,8 @@ export interface AdminServerOptions {
   /** Where imports are received before they become a database: on the file system of the data directory. */
   readonly importDir: string;
   readonly maxImportBytes: number;
+  /** Age of its data beyond which a replica says that it is unwell. */
+  readonly maxLagMs: number;
   /** What admin actions must show; undefined: they are served to this machine only. */
   readonly token?: string | undefined;
 }
@@ -23,14 +25,19 @@ export interface AdminServerOptions {
 /** The HTTP server for people and tools on the node: metrics, status, import, export. */
 export class AdminServer {
   readonly #server: Server;
+  readonly #closing: AbortController;
 
-  private constructor(server: Server) {
+  private constructor(server: Server, closing: AbortController) {
     this.#server = server;
+    this.#closing = closing;
   }
 
   /** Rejects with ERR_DAEMON_PORT when the address cannot be listened on. */
   static async listen(options: AdminServerOptions): Promise<AdminServer> {
-    const server = createServer((request, response) => void handleRequest(request, response, options));
+    const closing = new AbortController();
+    const server = createServer(
+      (request, response) => void handleRequest(request, response, { ...options, closing: closing.signal }),
+    );
     const { host, port } = options.address;
     await new Promise<void>((resolve, reject) => {
       server.once('error', (error: NodeJS.ErrnoException) => {
@@ -43,7 +50,7 @@ export class AdminServer {
       });
       server.listen({ port, ...(host === '' ? {} : { host }) }, resolve);
     });
-    return new AdminServer(server);
+    return new AdminServer(server, closing);
   }
 
   /** The port that is listened on, for `:0`. */
@@ -51,8 +58,9 @@ export class AdminServer {
     return (this.#server.address() as AddressInfo).port;
   }
 
-  /** Takes no more requests; cuts those that run, after a moment. */
+  /** Takes no more requests; ends streams of events; cuts what else runs, after a moment. */
   async close(): Promise<void> {
+    this.#closing.abort();
     const closed = new Promise<void>((resolve) => {
       this.#server.close(() => resolve());
     });

@@ -65,6 +65,8 @@ export interface Answered {
   readonly needs: ReadNeeds | undefined;
   /** Of the request. */
   readonly headers: IncomingHttpHeaders;
+  /** How long it has waited for this node to be as its client needs it. */
+  readonly waitedMs: number;
   /** As the application answered. */
   readonly status: number;
   /** Name, value, name, value… as the application sent them. */
@@ -86,6 +88,8 @@ export function answerHeaders(
 ): readonly string[] | Promise<readonly string[]> {
   if (answered.kind === 'passthrough') return [];
   const about = settings.responseHeaders ? aboutNode(view.now, settings, nowMs) : [];
+  if (settings.responseHeaders && answered.waitedMs >= 1)
+    about.push('Kitefs-Waited', `${Math.round(answered.waitedMs)}ms`);
   if (settings.token === 'off' || (answered.kind === 'read' && isShared(answered.rawHeaders))) return about;
   const followed = databasesOf(settings, view.now).slice(0, TOKEN_DATABASES_MAX);
   return withToken(about, answered, view, followed, settings);

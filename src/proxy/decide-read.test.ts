@@ -319,7 +319,7 @@ describe('clients of a cluster in which anything is late, and primaries are lost
       };
       const needs = readNeeds(this.headers, SETTINGS);
       const added = await answerHeaders(
-        { kind, needs, headers: this.headers, status: 200, rawHeaders: [] },
+        { kind, needs, headers: this.headers, waitedMs: 0, status: 200, rawHeaders: [] },
         view as NodeView,
         SETTINGS,
         world.nowMs,
