@@ -101,6 +101,9 @@ describe('the kitefs command', () => {
         FLY_APP_NAME: 'shop',
         FLY_CONSUL_URL: 'https://:token@consul.example/shop-1/',
         KITEFS_PEER_SECRET: 'f'.repeat(64),
+        BUCKET_NAME: 'shop-backups',
+        AWS_ENDPOINT_URL_S3: 'https://objects.example',
+        AWS_REGION: 'auto',
       },
     });
     expect(result).toMatchObject({ code: 0, stderr: '' });
