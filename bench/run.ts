@@ -7,11 +7,12 @@ import { promisify } from 'node:util';
 import { benchApply } from './apply.js';
 import { benchFailover, benchRejoin } from './failover.js';
 import { benchHandOff } from './hand-off.js';
+import { benchProxy } from './proxy.js';
 import { hasLiteFs, LiteFsNodes } from './litefs.js';
 import { TestCluster, type TestNode, run, sqlite } from '../test/helpers/cluster.js';
 
 /**
- * `npm run bench [commits|durable|latency|reads|start|memory|apply|handoff|ltx|stream|failover|rejoin|restore]`: each section prints a table, with ratios
+ * `npm run bench [commits|durable|latency|reads|start|memory|apply|handoff|ltx|stream|failover|rejoin|restore|proxy]`: each section prints a table, with ratios
  * against plain SQLite measured in the same run where there is one, against LiteFS where `litefs` is on PATH, and with what
  * is aimed at. Rounds are interleaved and the median counts. ROUNDS and SECONDS change the effort.
  */
@@ -309,6 +310,7 @@ const SECTIONS: Record<string, () => Promise<void>> = {
   failover: async () => table('kill -9 of the primary to the first write elsewhere', await benchFailover()),
   rejoin: async () => table('Return of a former primary', await benchRejoin()),
   restore: alone('./restore.js'),
+  proxy: () => benchProxy(ROUNDS, SECONDS),
 };
 const asked = process.argv.slice(2);
 mkdirSync(tmpdir(), { recursive: true });
