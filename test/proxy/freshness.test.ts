@@ -166,7 +166,7 @@ describe('applications on three nodes', () => {
           const { node, proxy } = served[Math.floor(random() * 3)]!;
           const kind = KINDS[Math.floor(random() * KINDS.length)];
           const isWrite = random() < 0.25;
-          const boundMs = random() < 0.4 ? Math.round(100 + random() * 2000) : undefined;
+          const boundMs = random() < 0.4 ? Math.round(50 + random() * (IS_CAMPAIGN ? 2000 : 700)) : undefined;
           const sentMs = performance.now();
           try {
             if (isWrite) {
