@@ -461,6 +461,11 @@ describe('an upgraded connection', () => {
     refusing.received = '';
     await exchangeRaw(port, [upgrade('/').replace('websocket', 'h2c')]);
     expect(refusing.received).not.toMatch(/upgrade/i);
+    // An application that switches all the same.
+    const eager = await echo('eager');
+    const other = await proxy([eager.port]);
+    const h2c = await exchangeRaw(other.port, [upgrade('/').replace('websocket', 'h2c')]);
+    expect(h2c).toMatch(/^HTTP\/1.1 502 /);
   });
 });
 

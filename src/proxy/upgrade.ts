@@ -120,7 +120,8 @@ export class Upgrades {
       };
       headers.push('Kitefs-Forwarded', proveForwarding(forwarding, head.headers, settings.secret));
     }
-    return await new Promise((resolve, reject) => {
+    let forget = (): void => undefined;
+    const asked = new Promise<string | undefined>((resolve, reject) => {
       let connected = false;
       const up = httpRequest({
         agent: false,
@@ -133,6 +134,7 @@ export class Upgrades {
       });
       const abort = (): void => void up.destroy();
       client.once('close', abort);
+      forget = () => client.removeListener('close', abort);
       up.once('socket', (socket) => socket.once('connect', () => (connected = true)));
       up.on('error', (error) => {
         if (connected)
@@ -140,7 +142,12 @@ export class Upgrades {
         else resolve(error.message);
       });
       up.once('upgrade', (response, socket, rest) => {
-        client.removeListener('close', abort);
+        forget();
+        if (isH2c) {
+          socket.destroy();
+          reject(new KiteError('ERR_PROXY_TARGET', 'it switched to a protocol that was not asked for'));
+          return;
+        }
         this.#c.count(head.class.kind, primary ? 'primary' : 'local', 101);
         client.write(
           answerHead(response, ['Connection', 'Upgrade', 'Upgrade', response.headers.upgrade ?? protocol]),
@@ -162,6 +169,15 @@ export class Upgrades {
       });
       up.end();
     });
+    try {
+      const failed = await asked;
+      // Asked again, each time with another listener; an answer that is under way still has to end with its client.
+      if (failed !== undefined) forget();
+      return failed;
+    } catch (error) {
+      forget();
+      throw error;
+    }
   }
 
   #add(tunnel: Tunnel): void {

@@ -26,14 +26,18 @@ async function changed(
   signal: AbortSignal,
 ): Promise<void> {
   const over = new AbortController();
-  const both = AbortSignal.any([signal, over.signal]);
+  const end = (): void => over.abort();
+  signal.addEventListener('abort', end);
   const waitMs = Math.max(0, untilMs - monotonicMs());
   try {
-    const waits = [nodeChange(view, waitMs, both)];
+    const waits = [nodeChange(view, waitMs, over.signal)];
     if (position)
-      waits.push(view.waitForPosition(position.database, position.at, waitMs, both).then(() => undefined));
+      waits.push(
+        view.waitForPosition(position.database, position.at, waitMs, over.signal).then(() => undefined),
+      );
     await Promise.race(waits);
   } finally {
+    signal.removeEventListener('abort', end);
     over.abort();
   }
 }
