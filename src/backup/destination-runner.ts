@@ -5,7 +5,7 @@ import { decodeDatabaseName } from '../store/database-name.js';
 import { monotonicMs } from '../util/clock.js';
 import { DatabaseBackup, RecentObjects, type BackupEvent, type BackupSource } from './database-backup.js';
 import type { Destination } from './destination.js';
-import { changeHead, type Head, type Writer } from './head.js';
+import { changeHead, checkConditions, type Head, type Writer } from './head.js';
 import type { BackupSettings, DatabaseProgress } from './messages.js';
 import { openDestination } from './open.js';
 
@@ -120,6 +120,7 @@ export class DestinationRunner {
       this.stop();
     };
     try {
+      await this.#retrying(signal, undefined, () => checkConditions(destination));
       const head = await this.#retrying(signal, undefined, () => changeHead(destination, writer));
       if (!head) return;
       this.#lanes = new Map();

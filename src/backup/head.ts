@@ -69,6 +69,23 @@ export async function readHead(from: Destination): Promise<Head | undefined> {
   return version === undefined ? undefined : parseHead(bytes, from.url);
 }
 
+const PROBE_KEY = '.kitefs/made-once';
+
+/**
+ * Throws ERR_BACKUP_UNSUPPORTED for a store that overwrites what it was told only to make: some S3 compatibles take no notice of the
+ * condition, and nothing would keep a fenced primary from replacing its successor's objects. The other kinds are known to do it.
+ */
+export async function checkConditions(at: Destination): Promise<void> {
+  if (at.type !== 's3') return;
+  const bytes = Buffer.from('KiteFS has seen that this store makes an object only once.\n');
+  const first = await at.create(PROBE_KEY, bytes, Date.now());
+  if (first === 'exists' || (await at.create(PROBE_KEY, bytes, Date.now())) === 'exists') return;
+  throw new KiteError(
+    'ERR_BACKUP_UNSUPPORTED',
+    `${at.url}: the store overwrites objects although it is told not to (If-None-Match)`,
+  );
+}
+
 /** Who wants to write the backups. */
 export interface Writer {
   readonly clusterId: string;

@@ -322,7 +322,9 @@ const DENIED =
 function kindOf(
   code: string,
   status: number,
-): 'ERR_BACKUP_NO_BUCKET' | 'ERR_BACKUP_DENIED' | 'ERR_BACKUP_UNREACHABLE' {
+): 'ERR_BACKUP_NO_BUCKET' | 'ERR_BACKUP_DENIED' | 'ERR_BACKUP_UNREACHABLE' | 'ERR_BACKUP_UNSUPPORTED' {
+  // Backblaze B2, of conditional writes.
+  if (code === 'NotImplemented' || status === 501) return 'ERR_BACKUP_UNSUPPORTED';
   if (code === 'NoSuchBucket') return 'ERR_BACKUP_NO_BUCKET';
   if (DENIED.test(code) || status === 401 || status === 403) return 'ERR_BACKUP_DENIED';
   return 'ERR_BACKUP_UNREACHABLE';

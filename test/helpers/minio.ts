@@ -1,6 +1,8 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
+import http from 'node:http';
+import https from 'node:https';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { freePort, waitFor } from './cluster.js';
@@ -19,15 +21,18 @@ export class TestMinio {
   };
   #child: ChildProcess | undefined;
 
-  private constructor(readonly port: number) {}
+  private constructor(
+    readonly port: number,
+    readonly certs: string | undefined,
+  ) {}
 
-  /** Starts one with these buckets, whose names have at least 3 letters. */
-  static async start(buckets: readonly string[]): Promise<TestMinio> {
+  /** Starts one with these buckets, whose names have at least 3 letters; over TLS when there is a folder with a certificate. */
+  static async start(buckets: readonly string[], certs?: string): Promise<TestMinio> {
     if (!existsSync(BINARY))
       throw new Error(
         `these tests need MinIO at ${BINARY}: \`npm test\` installs it (test/tools/install.mjs)`,
       );
-    const minio = new TestMinio(await freePort());
+    const minio = new TestMinio(await freePort(), certs);
     // A folder of its data directory is a bucket to it.
     for (const bucket of buckets) mkdirSync(join(minio.dir, 'data', bucket), { recursive: true });
     await minio.up();
@@ -35,13 +40,14 @@ export class TestMinio {
   }
 
   get endpoint(): string {
-    return `http://127.0.0.1:${this.port}`;
+    return `${this.certs === undefined ? 'http' : 'https'}://127.0.0.1:${this.port}`;
   }
 
   /** Starts it (again) and waits until it answers. */
   async up(): Promise<void> {
     const log = openSync(join(this.dir, 'log'), 'a');
     const args = ['server', '--quiet', join(this.dir, 'data'), '--address', `127.0.0.1:${this.port}`];
+    if (this.certs !== undefined) args.push('--certs-dir', this.certs);
     const child = spawn(BINARY, args, {
       stdio: ['ignore', log, log],
       env: {
@@ -60,10 +66,7 @@ export class TestMinio {
       async () => {
         if (child.exitCode !== null)
           throw new Error(readFileSync(join(this.dir, 'log'), 'utf8').slice(-2000));
-        return await fetch(`${this.endpoint}/minio/health/ready`).then(
-          ({ ok }) => ok,
-          () => false,
-        );
+        return await isReady(`${this.endpoint}/minio/health/ready`);
       },
     );
   }
@@ -85,4 +88,15 @@ export class TestMinio {
     await this.kill();
     if (!process.env['KEEP']) rmSync(this.dir, { recursive: true, force: true });
   }
+}
+
+/** Whether it answers, whatever its certificate is. */
+async function isReady(url: string): Promise<boolean> {
+  return await new Promise((resolve) => {
+    const { get } = url.startsWith('https') ? https : http;
+    get(url, { rejectUnauthorized: false }, (answer) => {
+      answer.resume();
+      resolve(answer.statusCode === 200);
+    }).on('error', () => resolve(false));
+  });
 }
