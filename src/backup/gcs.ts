@@ -305,7 +305,7 @@ class GcsDestination implements Destination {
     const timer = setTimeout(() => late.abort(), limitMs(body?.length));
     let answer: Response;
     try {
-      const identity = (await this.#auth?.getRequestHeaders()) ?? new Headers();
+      const identity = await this.#identity(late.signal);
       answer = await fetch(path.startsWith('/') ? this.#endpoint + path : path, {
         method,
         headers: { ...Object.fromEntries(identity), ...headers },
@@ -322,6 +322,25 @@ class GcsDestination implements Destination {
     if (answer.ok || expected.includes(answer.status)) return answer;
     const said = await answer.text().catch(() => '');
     throw this.#refused(what, key, answer.status, wordsOf(said));
+  }
+
+  /** The headers that say who asks. Throws ERR_BACKUP_DENIED for credentials that are none. */
+  async #identity(late: AbortSignal): Promise<Headers> {
+    if (!this.#auth) return new Headers();
+    try {
+      // The library has no limit of its own.
+      const isLate = new Promise<never>((_resolve, reject) =>
+        late.addEventListener('abort', () => reject(new Error('late'))),
+      );
+      return await Promise.race([this.#auth.getRequestHeaders(), isLate]);
+    } catch (error) {
+      const { code, status = 0, message } = error as { code?: unknown; status?: number; message: string };
+      const isOfFile = code === 'ENOENT' || code === 'EACCES' || /credential file/.test(message);
+      const isOfTransport = typeof code === 'string' && /^E[A-Z]+$/.test(code) && !isOfFile;
+      const isOfLink = late.aborted || status >= 500 || isOfTransport;
+      if (isOfLink) throw error;
+      throw new KiteError('ERR_BACKUP_DENIED', `${this.url}: no credentials that can be used: ${message}`);
+    }
   }
 
   async #body(what: string, key: string, body: Promise<unknown>): Promise<unknown> {
@@ -352,9 +371,8 @@ class GcsDestination implements Destination {
       cause?: { message?: string; code?: string };
     };
     const said = cause?.message ?? cause?.code ?? message;
-    const denied = /credentials|invalid_grant|private key|unauthorized/i.test(message);
     return new KiteError(
-      denied ? 'ERR_BACKUP_DENIED' : 'ERR_BACKUP_UNREACHABLE',
+      'ERR_BACKUP_UNREACHABLE',
       `${this.url}: cannot ${what} ${key === '' ? 'it' : key}: ${said}`,
     );
   }
