@@ -31,7 +31,7 @@ export const ERRORS = {
   ERR_INTERNAL: row('This is a bug in KiteFS: report it with the log.'),
 
   ERR_APPLIER_DAMAGED: row(
-    'Get the database from a peer or a backup (docs/runbooks/damaged-database.md); the other databases go on.',
+    '`kitefs repair DB` makes it anew from its backup; from a peer: docs/runbooks/damaged-database.md. The other databases go on.',
     { http: 503, grpc: 9 },
   ),
   ERR_APPLIER_DIVERGED: row('The node gets the database from the primary again by itself.', {
@@ -44,7 +44,7 @@ export const ERRORS = {
     grpc: 3,
   }),
   ERR_APPLIER_REPLACE: row(
-    'Remove it from the mount first, or import under another name (docs/runbooks/damaged-database.md).',
+    '`kitefs repair DB` makes it anew from its backup. Or remove it from the mount first, or import under another name (docs/runbooks/damaged-database.md).',
     { http: 409, grpc: 9 },
   ),
   ERR_APPLIER_IO: row('Check space and health of data.dir, and that the mount answers.', {
@@ -104,7 +104,7 @@ export const ERRORS = {
     grpc: 14,
   }),
   ERR_CAPTURE_DAMAGED: row(
-    'Get the database from a peer or a backup (docs/runbooks/damaged-database.md); the other databases go on.',
+    '`kitefs repair DB` makes it anew from its backup; from a peer: docs/runbooks/damaged-database.md. The other databases go on.',
     { http: 503, grpc: 9 },
   ),
   ERR_CAPTURE_DIED: row('Look into the log; the node gives its role away and starts again.', { retry: true }),
@@ -360,6 +360,11 @@ export const ERRORS = {
   ERR_RESTORE_NOTHING: row('Check the URL or name; `kitefs backups URL` lists what is there.', {
     http: 404,
     grpc: 5,
+  }),
+
+  ERR_REPAIR_SOUND: row('Nothing; to put a database back to an earlier moment use `kitefs rewind`.', {
+    http: 409,
+    grpc: 9,
   }),
 
   ERR_REWIND_GONE: row('Give the command again.', { http: 409, grpc: 9 }),

@@ -1,6 +1,6 @@
 import type { EpochPosition, LogFile } from '../store/types.js';
 import type { ApplierContext } from './context.js';
-import { exportDatabase, importDatabase } from './copies.js';
+import { exportDatabase, importDatabase, removeDatabase } from './copies.js';
 import { HaltWriters } from './halt-writers.js';
 import { HandOffLocks } from './hand-off-locks.js';
 import { makeJournalMode, recoverDatabase } from './journal-mode.js';
@@ -81,6 +81,8 @@ export class ApplierServer {
         );
       case 'drop':
         return await this.#drop(call.args.name);
+      case 'remove':
+        return await this.#inTurn(call.args.name, async () => removeDatabase(context, call.args.name));
       case 'readWal':
         return await readWal(context, call.args.name, call.args.sizeBytes);
       default:

@@ -207,6 +207,11 @@ export class Applier {
     return this.#call('drop', { name });
   }
 
+  /** On the primary: removes a database that is out of service, as `rm` in the mount does. */
+  remove(name: string): Promise<void> {
+    return this.#call('remove', { name });
+  }
+
   /** Reads up to `sizeBytes` of a database's `-wal`, so that the kernel has its pages (see read-wal.ts). */
   readWal(name: string, sizeBytes: number): Promise<void> {
     return this.#call('readWal', { name, sizeBytes });

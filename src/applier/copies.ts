@@ -154,3 +154,9 @@ async function replace(from: Database.Database, target: string, wait: WaitOption
 }
 
 const pause = (): Promise<true> => new Promise((resolve) => setTimeout(() => resolve(true), 20));
+
+/** Removes a database from the mount with what SQLite keeps beside it; what is not there is no error. */
+export function removeDatabase(context: ApplierContext, name: string): void {
+  const path = mountPath(context, name);
+  for (const side of ['', '-journal', '-shm', '-wal']) fs.rmSync(`${path}${side}`, { force: true });
+}

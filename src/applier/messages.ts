@@ -54,6 +54,7 @@ export interface ApplierCalls {
   import: [{ name: string; path: string }, void];
   readWal: [{ name: string; sizeBytes: number }, void];
   drop: [{ name: string }, void];
+  remove: [{ name: string }, void];
 }
 
 export type ApplierCall = {

@@ -114,6 +114,16 @@ function program(): Command {
       await rewind(name, flags);
     });
 
+  kitefs
+    .command('repair')
+    .description('make a damaged database of the primary anew from its backup; a replica mends itself')
+    .argument('<db>', 'the database, as its path in the mount')
+    .option(...URL_OPTION)
+    .action(async (name: string, { url }: { url: string }) => {
+      const { repair } = await import('./rewind.js');
+      await repair(name, url);
+    });
+
   addConfigOptions(
     kitefs
       .command('backups')

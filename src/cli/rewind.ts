@@ -44,7 +44,7 @@ export async function rewind(name: string, flags: RewindFlags): Promise<void> {
   const query = new URLSearchParams({ name });
   if (wanted.kind === 'time') query.set('timestamp', String(wanted.timestampMs));
   else query.set(wanted.kind, wanted.txid.toString(16));
-  const { plan } = (await call(flags.url, 'POST', query)) as { plan: Plan };
+  const { plan } = (await call(flags.url, 'rewind', query)) as { plan: Plan };
   show(plan);
   const ofPlan = new URLSearchParams({ plan: plan.id });
   if (flags.dryRun || !(flags.yes || (await agrees(name)))) {
@@ -52,9 +52,16 @@ export async function rewind(name: string, flags: RewindFlags): Promise<void> {
     print('nothing was changed');
     return;
   }
-  const { position } = (await call(flags.url, 'POST', ofPlan)) as { position: string };
+  const { position } = (await call(flags.url, 'rewind', ofPlan)) as { position: string };
   print(`${name} is at ${position}, with the content of ${new Date(plan.timestampMs).toISOString()}`);
   print(`to undo: kitefs rewind -cluster-txid ${txidOf(plan.position)} ${name}`);
+}
+
+/** `kitefs repair DB`: has the primary make a damaged database anew from its backup. Throws what the primary answers. */
+export async function repair(name: string, url: string): Promise<void> {
+  const answer = await call(url, 'repair', new URLSearchParams({ name }));
+  const { position, timestampMs, ...from } = answer as { position: string; timestampMs: number; url: string };
+  print(`${name} is as of ${new Date(timestampMs).toISOString()}, from ${from.url}, and at ${position} now`);
 }
 
 const txidOf = (position: string): string => position.slice(0, 16);
@@ -83,8 +90,8 @@ async function agrees(name: string): Promise<boolean> {
 }
 
 /** Reads the lines of the answer until the last one. */
-async function call(url: string, method: string, query: URLSearchParams): Promise<unknown> {
-  const response = await callNode(url, `/rewind?${String(query)}`, { method });
+async function call(url: string, what: 'rewind' | 'repair', query: URLSearchParams): Promise<unknown> {
+  const response = await callNode(url, `/${what}?${String(query)}`, { method: 'POST' });
   const bar = new ProgressBar('restoring');
   let last: unknown;
   let rest = '';

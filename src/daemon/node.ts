@@ -1,5 +1,5 @@
-import { createReadStream } from 'node:fs';
-import { mkdir, rm, stat } from 'node:fs/promises';
+import { constants, createReadStream } from 'node:fs';
+import { cp, mkdir, rm, stat } from 'node:fs/promises';
 import { randomUUID } from 'node:crypto';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
@@ -33,7 +33,8 @@ import { Metrics } from '../observability/metrics.js';
 import { isPrimary, type NodeRole, type NodeStatus } from '../observability/node-status.js';
 import type { ReplicationClientEvent } from '../replication/client.js';
 import { ReplicationServer, type PrimaryRole, type ReplicaEvent } from '../replication/server.js';
-import { DataDirectory } from '../store/data-directory.js';
+import { DataDirectory, databasePaths } from '../store/data-directory.js';
+import { encodeDatabaseName } from '../store/database-name.js';
 import type { Wanted } from '../restore/restore.js';
 import { monotonicMs } from '../util/clock.js';
 import type { LockHolder } from '../util/lock-holder.js';
@@ -48,7 +49,7 @@ import { databaseView, nodeFacts, proxySettings } from './node-proxy.js';
 import { PositionWaits } from './position-waits.js';
 import { Promotion } from './promotion.js';
 import { Retention } from './retention.js';
-import { Rewinds, type Progress, type RewindPlan } from './rewind.js';
+import { Rewinds, type Progress, type Repaired, type RewindPlan } from './rewind.js';
 import { RoleSwitch, type Fetch } from './role.js';
 import { StartFromBackups } from './start-from-backups.js';
 import { hostOf, specialFile } from './special-files.js';
@@ -685,6 +686,36 @@ export class Node implements NodeApi {
 
   cancelRewind(id: string): void {
     this.#rewinds.cancel(id);
+  }
+
+  async repair(name: string, onProgress: Progress): Promise<Repaired> {
+    this.#requirePrimary();
+    const error = this.#store.error(name);
+    if (this.#exists(name) && !error)
+      throw new KiteError('ERR_REPAIR_SOUND', `nothing is known to be wrong with ${name}`);
+    const end = this.#store.position(name);
+    // What was committed and is in the log goes first: then nothing is lost.
+    if (this.#exists(name)) await this.#backups?.sync(REWIND_SYNC_MS, name);
+    const { directory } = databasePaths(this.#config.data.dir, name);
+    const kept = join(
+      this.#config.data.dir,
+      'lost+found',
+      encodeDatabaseName(name),
+      `damaged-${new Date().toISOString().replaceAll(':', '')}`,
+    );
+    const keep = async (): Promise<void> => {
+      if (this.#exists(name))
+        await cp(directory, kept, { recursive: true, mode: constants.COPYFILE_FICLONE });
+    };
+    const repaired = await this.#rewinds.repair(name, keep, onProgress);
+    const { clusterTxid, timestampMs } = repaired;
+    const lost = end && clusterTxid !== undefined && end.txid > clusterTxid ? end.txid - clusterTxid : 0n;
+    this.#events.add(
+      'repaired',
+      `${name} was made anew from its backup as of ${new Date(timestampMs).toISOString()}, ${lost} transactions are not in it; what was there is in ${kept}`,
+      { database: name, level: 'warn' },
+    );
+    return repaired;
   }
 
   /** Rejects when a database that is there cannot be written. */

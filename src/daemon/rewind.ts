@@ -10,7 +10,7 @@ import { KiteError, toKiteError } from '../errors.js';
 import { DatabaseChecksum, pageChecksumInto } from '../ltx/checksum.js';
 import { LtxEncoder } from '../ltx/encoder.js';
 import { lockPgno } from '../ltx/format.js';
-import { restore, type Restored, type Wanted } from '../restore/restore.js';
+import { restore, type IntegrityCheck, type Restored, type Wanted } from '../restore/restore.js';
 import { carryHeader, parseDatabaseHeader } from '../sqlite/database-header.js';
 import type { EpochPosition } from '../store/types.js';
 import { writeFully } from '../util/files.js';
@@ -46,6 +46,14 @@ export interface RewindPlan {
   readonly whole: boolean;
 }
 
+/** What a repair has put in place. */
+export interface Repaired {
+  readonly url: string;
+  readonly timestampMs: number;
+  readonly clusterTxid: bigint | undefined;
+  readonly position: EpochPosition;
+}
+
 interface Prepared {
   readonly plan: RewindPlan;
   readonly path: string;
@@ -55,7 +63,7 @@ interface Prepared {
 export interface RewindParts {
   readonly backups: readonly BackupSettings[];
   readonly tmpDir: string;
-  readonly applier: Pick<Applier, 'halt' | 'haltWrite' | 'unhalt' | 'import'>;
+  readonly applier: Pick<Applier, 'halt' | 'haltWrite' | 'unhalt' | 'import' | 'remove'>;
   readonly capture: Pick<Capture, 'position' | 'differingPages' | 'readCommittedPages'>;
 }
 
@@ -146,6 +154,24 @@ export class Rewinds {
     rmSync(prepared.path, { force: true });
   }
 
+  /**
+   * Puts the latest state of the backups in the place of a database that is out of service: it is removed and made again, as two transactions.
+   * `setAside` keeps what is there. Rejects with ERR_RESTORE_*, ERR_BACKUP_*; then nothing has changed.
+   */
+  async repair(name: string, setAside: () => Promise<void>, onProgress: Progress): Promise<Repaired> {
+    const path = join(this.#parts.tmpDir, `repair-${randomUUID()}.db`);
+    try {
+      const { restored, url } = await this.#restore(name, { kind: 'latest' }, path, onProgress, 'quick');
+      await setAside();
+      await this.#parts.applier.remove(name);
+      await this.#parts.applier.import(name, path);
+      const { timestampMs, clusterTxid } = restored;
+      return { url, timestampMs, clusterTxid, position: await this.#position(name) };
+    } finally {
+      rmSync(path, { force: true });
+    }
+  }
+
   stop(): void {
     for (const id of this.#prepared.keys()) this.cancel(id);
   }
@@ -156,13 +182,13 @@ export class Rewinds {
     wanted: Wanted,
     output: string,
     onProgress: Progress,
+    integrityCheck: IntegrityCheck = 'none',
   ): Promise<{ restored: Restored; url: string }> {
     let failed: KiteError | undefined;
     for (const { destination } of this.#parts.backups) {
       const from = await openDestination(destination);
       try {
         const folder = databaseFolder(name);
-        const integrityCheck = 'none';
         const request = { from, folder, output, wanted, parallelism: 8, integrityCheck, onProgress } as const;
         return { restored: await restore({ ...request, say: () => undefined }), url: from.url };
       } catch (thrown) {

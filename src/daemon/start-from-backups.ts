@@ -97,13 +97,18 @@ export class StartFromBackups {
   /**
    * Databases of which the first destination has more than this node, and without which it may not open: a commit was perhaps
    * acknowledged that only the backups have (`durability.backup`), or this node was away (`must`) while the last primary wrote.
-   * Rejects when the destination does not answer.
+   * Rejects when that destination does not answer and commits were promised to be there.
    */
   async ahead(store: NodeStore, must: boolean): Promise<readonly FoundDatabase[]> {
     const { config, data, lossAccepted } = this.#parts;
     const [first] = config.backups;
-    if (!first || lossAccepted() || !(must || config.durability.some(({ backup }) => backup))) return [];
-    const { clusterId, databases } = await findBackups([first]);
+    const isPromised = config.durability.some(({ backup }) => backup);
+    if (!first || lossAccepted() || !(must || isPromised)) return [];
+    const { clusterId, databases } = await findBackups([first]).catch((error: unknown) => {
+      if (isPromised) throw error;
+      // Perhaps peers have all of it; whether they do is looked at afterwards.
+      return { clusterId: undefined, databases: [] };
+    });
     if (clusterId !== data.clusterId) return [];
     return databases.filter(
       (found) =>

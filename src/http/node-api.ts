@@ -1,4 +1,4 @@
-import type { Progress, RewindPlan } from '../daemon/rewind.js';
+import type { Progress, Repaired, RewindPlan } from '../daemon/rewind.js';
 import type { Halted, HaltRequest } from '../halt/locks.js';
 import type { NodeStatus } from '../observability/node-status.js';
 import type { Wanted } from '../restore/restore.js';
@@ -31,6 +31,8 @@ export interface NodeApi {
   /** Makes it true, as one transaction; resolves with the position after it. */
   commitRewind(id: string): Promise<string>;
   cancelRewind(id: string): void;
+  /** On the primary: makes a database that is out of service anew from its backup. */
+  repair(name: string, onProgress: Progress): Promise<Repaired>;
   /** Lets applications of this node write a database though it is a replica (HALT); on the primary it does nothing. */
   halt(request: HaltRequest): Promise<Halted>;
   unhalt(name: string, id: number): Promise<void>;

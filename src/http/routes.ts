@@ -58,6 +58,7 @@ const ROUTES: Readonly<Record<string, Handler>> = {
   'POST /sync': syncBackups,
   'POST /rewind': rewind,
   'DELETE /rewind': cancelRewind,
+  'POST /repair': repair,
   'POST /halt': halt,
   'DELETE /halt': unhalt,
 };
@@ -224,6 +225,16 @@ function cancelRewind(exchange: Exchange): void {
   requireAdmin(exchange);
   exchange.node.cancelRewind(exchange.url.searchParams.get('plan') ?? '');
   sendJson(exchange.response, 200, {});
+}
+
+async function repair(exchange: Exchange): Promise<void> {
+  requireAdmin(exchange);
+  const name = nameOf(exchange);
+  await streamLines(exchange, async (progress) => {
+    const { url, timestampMs, clusterTxid, position } = await exchange.node.repair(name, progress);
+    const txid = clusterTxid === undefined ? undefined : formatTxid(clusterTxid);
+    return { url, timestampMs, clusterTxid: txid, position: formatPosition(position) };
+  });
 }
 
 /** `?timestamp=` (milliseconds since 1970), `?txid=` or `?cluster-txid=` (hex). */

@@ -82,6 +82,7 @@ describe('the admin server', () => {
     prepareRewind: () => Promise.reject(new KiteError('ERR_RESTORE_NOTHING', 'no backup')),
     commitRewind: () => Promise.reject(new KiteError('ERR_REWIND_GONE', 'gone')),
     cancelRewind: () => undefined,
+    repair: () => Promise.reject(new KiteError('ERR_REPAIR_SOUND', 'sound')),
     halt: (request) => {
       asked = request;
       const position = { txid: 0x1fn, checksum: 0x8000000000000001n, epoch: 1n };
