@@ -66,6 +66,17 @@ export function parseBackups(raw: unknown): readonly BackupSettings[] | undefine
   return backups?.every((entry) => entry !== undefined) ? backups : undefined;
 }
 
+/** Reads `follow`: the URL of a place of backups. Throws BadValue for one that cannot be. */
+export function parseFollow(raw: unknown): DestinationSettings | undefined {
+  if (typeof raw !== 'string' || raw === '') return undefined;
+  try {
+    return parseDestinationUrl(raw);
+  } catch (error) {
+    if (error instanceof KiteError) throw new BadValue(error.message);
+    throw error;
+  }
+}
+
 /** One entry, read key by key; every error names the key. */
 class Entry {
   readonly #raw: Raw;

@@ -93,6 +93,12 @@ export function checkConfig(config: Config): BrokenRule[] {
     `http.addr and peer.addr need two ports (both ${http.addr.port})`,
   );
   rule(
+    'follow',
+    config.follow === undefined || (lease.type === 'static' && !lease.candidate),
+    'follow: a node that follows a bucket needs lease.type static and lease.candidate false',
+  );
+  rule('follow-interval', config.followIntervalMs >= 10, 'follow-interval: at least 10ms is needed');
+  rule(
     'drill.interval',
     config.drill.intervalMs === 0 || config.backups.length > 0,
     'drill.interval: there are no backups to drill; configure the list backups',

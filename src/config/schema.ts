@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { BadValue, parseBackups } from './backups.js';
+import { BadValue, parseBackups, parseFollow } from './backups.js';
 import { parseAddresses, parsePatterns, parseRoutes } from './proxy.js';
 import { LOG_LEVELS } from '../observability/log.js';
 import {
@@ -97,6 +97,7 @@ const databaseDurability = kind(
   parseDatabaseDurability,
 );
 const backups = kind('a list of {type: s3 | gs | abs | sftp | file, bucket, path, …}, or URLs', parseBackups);
+const follow = kind('a URL such as s3://bucket/path or file:///path', parseFollow);
 const exec = kind('a command, or a list of {cmd, if-candidate}', parseExec);
 const addresses = kind('an address such as localhost:8080, or a list of them', parseAddresses);
 const patterns = kind(
@@ -440,6 +441,10 @@ export const configSchema = z.strictObject({
     'A node that has nothing, and becomes the primary where no other node has anything, starts from its backups (docs/backup.md).',
     { default: 'false' },
   ),
+  follow: follow(
+    'Follow this place of backups, without any connection to the primary (docs/backup.md); with lease.type static and lease.candidate false.',
+  ),
+  followIntervalMs: duration('The pause between two looks at the place that is followed.', { default: '1s' }),
   shutdownSyncTimeoutMs: duration('How long the end of a node may wait until its backups have everything.', {
     default: '30s',
   }),

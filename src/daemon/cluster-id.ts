@@ -1,4 +1,5 @@
 import { createHash, randomUUID } from 'node:crypto';
+import { describeDestination } from '../backup/open.js';
 import type { Config } from '../config/load.js';
 import { formatAddress } from '../config/values.js';
 import { KiteError } from '../errors.js';
@@ -74,9 +75,14 @@ async function checkRecord(adapter: LeaseAdapter, clusterId: string): Promise<vo
 
 /** With a static lease there is nothing to agree in: nodes that name the same primary are one cluster. */
 export function staticClusterId(config: Config): string {
+  // What follows a bucket is a cluster of its own: its data directory belongs to that bucket.
+  if (config.follow) return idOf(describeDestination(config.follow));
   const primary = config.lease.primary ? formatAddress(config.lease.primary) : config.lease.advertiseUrl;
-  return `static-${createHash('sha256').update(primary).digest('hex').slice(0, 16)}`;
+  return idOf(primary);
 }
+
+const idOf = (text: string): string =>
+  `static-${createHash('sha256').update(text).digest('hex').slice(0, 16)}`;
 
 const WAIT_MS_MIN = 1000;
 

@@ -1,3 +1,4 @@
+import { describeDestination } from '../backup/open.js';
 import type { Config } from '../config/load.js';
 import { formatAddress } from '../config/values.js';
 import { openLocalLease } from '../lease/local.js';
@@ -18,7 +19,7 @@ export async function openLease(config: Config, nodeId: string, highestEpoch: bi
           ? {}
           : {
               primary: {
-                advertiseUrl: config.lease.advertiseUrl,
+                advertiseUrl: config.follow ? describeDestination(config.follow) : config.lease.advertiseUrl,
                 peerAddress: formatAddress(config.lease.primary),
               },
             }),

@@ -8,7 +8,7 @@ import { isPrimary, type NodeRole } from '../observability/node-status.js';
 import type { NodeFacts } from '../proxy/messages.js';
 import type { DatabaseView, PrimaryView } from '../proxy/node-view.js';
 import type { ProxySettings } from '../proxy/settings.js';
-import type { ReplicationClient } from '../replication/client.js';
+import type { Upstream } from '../follow/bucket-follower.js';
 import { monotonicMs } from '../util/clock.js';
 import type { NodeStore } from './node-store.js';
 import { hostOf } from './special-files.js';
@@ -82,7 +82,7 @@ export function databaseView(
   name: string,
   store: NodeStore,
   role: NodeRole,
-  client: ReplicationClient | undefined,
+  client: Upstream | undefined,
 ): DatabaseView | undefined {
   const history = store.history(name);
   if (!history) return undefined;

@@ -262,6 +262,19 @@ export class Node implements NodeApi {
         onHigherEpoch: (epoch) => this.#data.updateNode({ epoch }),
         onEvent: (event) => this.#onClientEvent(event),
       },
+      bucket: config.follow && {
+        destination: config.follow,
+        intervalMs: config.followIntervalMs,
+        store: this.#store,
+        tmpDir,
+        onHigherEpoch: (epoch) => this.#data.updateNode({ epoch }),
+        onEvent: (event) => this.#onClientEvent(event),
+        onWhole: (name, reason) => {
+          this.#events.add('resync', `all of ${name} was fetched from the bucket: ${reason}`, {
+            database: name,
+          });
+        },
+      },
     });
     await this.#roles.recover();
     this.#undo.push(() => this.#roles.stop());

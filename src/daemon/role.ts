@@ -5,6 +5,7 @@ import { KiteError, toKiteError } from '../errors.js';
 import { type ControlBlock, MountState } from '../fuse/control-block.js';
 import type { Mount } from '../fuse/mount.js';
 import type { LeaseHolder } from '../lease/types.js';
+import { BucketFollower, type BucketFollowerOptions, type Upstream } from '../follow/bucket-follower.js';
 import { ReplicationClient, type ReplicationClientOptions } from '../replication/client.js';
 import { pull } from '../replication/pull.js';
 import type { DataDirectory } from '../store/data-directory.js';
@@ -27,6 +28,8 @@ export interface RoleParts {
   /** Ends what HALT has changed: capture or the applier has databases that are not its own. */
   readonly endHalts: (reason: string) => Promise<void>;
   readonly client: Omit<ReplicationClientOptions, 'primaryAddress'>;
+  /** Instead of a primary this bucket is followed. */
+  readonly bucket: BucketFollowerOptions | undefined;
 }
 
 /** What the winner of a lease gets from others before it lets anybody write. */
@@ -55,7 +58,7 @@ export class RoleSwitch {
   readonly #stopped = new Set<string>();
   /** The data directory is marked as one that a primary writes. */
   #marked = false;
-  #client: ReplicationClient | undefined;
+  #client: Upstream | undefined;
   #followed: LeaseHolder | undefined;
   #turn: Promise<void> = Promise.resolve();
   /** This node was primary, and since `recover` no application could write. */
@@ -65,7 +68,7 @@ export class RoleSwitch {
     this.#parts = parts;
   }
 
-  get client(): ReplicationClient | undefined {
+  get client(): Upstream | undefined {
     return this.#client;
   }
 
@@ -289,7 +292,10 @@ export class RoleSwitch {
     await this.#unfollowPrimary();
     if (!holder) return;
     this.#followed = holder;
-    this.#client = ReplicationClient.start({ ...this.#parts.client, primaryAddress: holder.peerAddress });
+    const { bucket, client } = this.#parts;
+    this.#client = bucket
+      ? BucketFollower.start(bucket)
+      : ReplicationClient.start({ ...client, primaryAddress: holder.peerAddress });
   }
 
   async #unfollowPrimary(): Promise<void> {

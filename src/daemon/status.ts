@@ -14,7 +14,7 @@ import {
   type NodeRole,
   type NodeStatus,
 } from '../observability/node-status.js';
-import type { ReplicationClient } from '../replication/client.js';
+import type { Upstream } from '../follow/bucket-follower.js';
 import type { ReplicaStatus } from '../replication/server.js';
 import { databasePaths } from '../store/data-directory.js';
 import { monotonicNs } from '../util/clock.js';
@@ -31,7 +31,7 @@ export interface StatusSources {
   readonly ready: boolean;
   readonly holder: LeaseHolder | undefined;
   readonly members: readonly Member[];
-  readonly client: ReplicationClient | undefined;
+  readonly client: Upstream | undefined;
   readonly replicas: readonly ReplicaStatus[];
   readonly durability: DurabilityState | undefined;
   /** The replica that writes a database now. */

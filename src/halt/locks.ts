@@ -4,7 +4,7 @@ import { KiteError, toKiteError } from '../errors.js';
 import type { Mount } from '../fuse/mount.js';
 import { formatPosition, samePosition } from '../ltx/position.js';
 import type { HaltStatus } from '../observability/node-status.js';
-import type { ReplicationClient } from '../replication/client.js';
+import type { Upstream } from '../follow/bucket-follower.js';
 import type { EpochPosition } from '../store/types.js';
 import { monotonicMs } from '../util/clock.js';
 
@@ -16,7 +16,7 @@ export interface HaltLocksOptions {
   readonly capture: Capture;
   readonly mount: Mount;
   /** The stream to the primary. */
-  readonly client: () => ReplicationClient | undefined;
+  readonly client: () => Upstream | undefined;
   readonly onEvent: (kind: 'halted' | 'halt-ended', name: string, message: string) => void;
 }
 
@@ -144,7 +144,7 @@ export class HaltLocks {
     }
   }
 
-  #stream(): ReplicationClient {
+  #stream(): Upstream {
     const client = this.#options.client();
     if (client) return client;
     throw new KiteError('ERR_REPLICATION_DISCONNECTED', 'this node follows no primary');
