@@ -13,6 +13,7 @@ import { TestCluster, type TestNode, run, sqlite } from '../test/helpers/cluster
 
 /**
  * `npm run bench [commits|durable|latency|reads|start|memory|apply|handoff|ltx|stream|failover|rejoin|restore|proxy]`: each section prints a table, with ratios
+ * `npm run bench [commits|durable|latency|reads|start|memory|apply|handoff|ltx|stream|failover|rejoin|restore|shipping]`: each section prints a table, with ratios
  * against plain SQLite measured in the same run where there is one, against LiteFS where `litefs` is on PATH, and with what
  * is aimed at. Rounds are interleaved and the median counts. ROUNDS and SECONDS change the effort.
  */
@@ -311,6 +312,7 @@ const SECTIONS: Record<string, () => Promise<void>> = {
   rejoin: async () => table('Return of a former primary', await benchRejoin()),
   restore: alone('./restore.js'),
   proxy: () => benchProxy(ROUNDS, SECONDS),
+  shipping: alone('./shipping.js'),
 };
 const asked = process.argv.slice(2);
 mkdirSync(tmpdir(), { recursive: true });
