@@ -24,7 +24,7 @@ const LONGEST_RESTART_MS = 10_000;
 const SAMPLE_MS = 250;
 
 /** What backups need of the node's logs. */
-export interface BackupLogs extends BackupSource {
+export interface BackupLogs extends Omit<BackupSource, 'filesPerRead'> {
   /** Also those that were dropped. */
   logEnds(): ReadonlyMap<string, Position>;
   hold(name: string, afterTxid: bigint): LogHold;

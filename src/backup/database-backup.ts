@@ -52,7 +52,9 @@ export interface DatabaseCopy {
 
 /** What a backup asks of the node that it runs on. */
 export interface BackupSource {
-  /** The log's files after a position, oldest first, some of them; undefined when the log does not hold that position. */
+  /** So many files `filesAfter` names at the most. */
+  readonly filesPerRead: number;
+  /** The log's files after a position, oldest first, the first of them; undefined when the log does not hold that position. */
   filesAfter(name: string, position: Position): Promise<readonly TxidRange[] | undefined>;
   /** Whether the log went through a position. */
   contains(name: string, position: Position): Promise<boolean>;
@@ -228,7 +230,10 @@ export class DatabaseBackup {
       this.#reason = `TXID ${stamp.txid} of epoch ${stamp.epoch}, up to which it was backed up, is not in the log of this node`;
   }
 
-  /** Makes the next object of level 0 if there is something for it. Returns whether there may be more at once. */
+  /**
+   * Makes the next object of level 0 if there is something for it. Returns whether there was more than it took when it began: what was
+   * committed since waits for the next interval, or a database that is always written would never pause.
+   */
   async ship(): Promise<boolean> {
     const { source, writer } = this.#o;
     if (!this.#at) return await this.#shipAll();
@@ -263,8 +268,8 @@ export class DatabaseBackup {
       { minTxid: k, maxTxid: k, ...stampFields(stamp) },
       this.#o.tmpDir,
     );
-    await this.#create(k, stamp, merged);
-    return true;
+    const isOurs = await this.#create(k, stamp, merged);
+    return !isOurs || group.sources.length < ranges.length || ranges.length >= source.filesPerRead;
   }
 
   /** Files of the log that go into one object: of one page size, and no deletion among them. */
@@ -308,8 +313,8 @@ export class DatabaseBackup {
     return { sources, end };
   }
 
-  /** Creates object k of level 0, or finds out who has. */
-  async #create(k: bigint, stamp: Stamp, merged: Merged): Promise<void> {
+  /** Creates object k of level 0, or finds out who has; returns whether it was created. */
+  async #create(k: bigint, stamp: Stamp, merged: Merged): Promise<boolean> {
     const { destination, writer, source } = this.#o;
     try {
       const outcome = await this.#put(0, { minTxid: k, maxTxid: k }, merged);
@@ -317,7 +322,7 @@ export class DatabaseBackup {
         this.#last = k;
         this.#reached(stamp, merged.pageSize);
         await this.#revive();
-        return;
+        return true;
       }
     } finally {
       await merged.dispose();
@@ -343,11 +348,12 @@ export class DatabaseBackup {
         'accepted',
         `object ${formatTxid(k)} of ${this.name} was there already, up to TXID ${theirs.txid} of our history`,
       );
-      return;
+      return false;
     }
     this.#at = undefined;
     this.#reason = `a fenced primary of epoch ${theirs.epoch} wrote object ${formatTxid(k)} with transactions that the cluster does not have`;
     this.#say('superseded', `${this.name}: ${this.#reason}`);
+    return false;
   }
 
   /** A full set of pages as the next object, and as a snapshot. */

@@ -36,7 +36,7 @@ interface Lane {
   readonly head: () => Promise<Head>;
   /** There is something to ship, as far as is known. */
   dirty: boolean;
-  /** A commit waits: not after an interval. */
+  /** Somebody waits: not after an interval. */
   urgent: boolean;
   wake: () => void;
   /** Ends the wait for the interval. */
@@ -99,6 +99,8 @@ export class DestinationRunner {
 
   /** Nothing waits for an interval or for the end of a pause. */
   hurry(): void {
+    // Also of a database that has not come to its pause yet.
+    for (const lane of this.#lanes.values()) lane.urgent = true;
     for (const [end, mayHurry] of this.#pauses) if (mayHurry) end();
   }
 

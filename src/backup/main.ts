@@ -2,6 +2,7 @@ import { readdirSync, rmSync } from 'node:fs';
 import { setPriority } from 'node:os';
 import { join } from 'node:path';
 import { KiteError } from '../errors.js';
+import { FILES_PER_READ } from '../store/log.js';
 import type { BackupSource } from './database-backup.js';
 import { DestinationRunner } from './destination-runner.js';
 import { TEMPORARY } from './merge.js';
@@ -38,6 +39,7 @@ function ask<K extends keyof BackupQuestions>(
 }
 
 const source: BackupSource = {
+  filesPerRead: FILES_PER_READ,
   filesAfter: (name, position) => ask('filesAfter', { name, position }),
   contains: (name, position) => ask('contains', { name, position }),
   copy: (name) => ask('copy', { name }),

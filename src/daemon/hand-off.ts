@@ -16,6 +16,8 @@ import type { RoleSwitch } from './role.js';
 export const HAND_OFF_WAIT_MS = 5000;
 /** One attempt at all locks together; between two attempts writers go on. */
 const LOCK_ATTEMPT_MS = 250;
+/** A write that the proxy has given to the application, and that takes longer, may meet a replica. */
+const ANSWERED_LIMIT_MS = 1000;
 /** The applier gives up on a lock in time: when it does not, it is stuck. */
 const STUCK_MS = 2 * LOCK_ATTEMPT_MS;
 /** A successor that takes longer for what was committed when it was asked is not near enough to hold writers up for it. */
@@ -33,6 +35,8 @@ export interface HandOffParts {
   readonly server: ReplicationServer;
   readonly roles: RoleSwitch;
   readonly events: EventLog;
+  /** Resolves when the application has answered the writes that the proxy has given it, or after `limitMs`. */
+  readonly writesAnswered: (limitMs: number) => Promise<void>;
 }
 
 export interface HandOffRequest {
@@ -75,6 +79,8 @@ export class HandOff {
       const target = await this.#near(heard, request.waitMs);
       // Everything but the last moment's: the change of role fsyncs the log, and writers then wait for it.
       await this.#parts.store.syncAll();
+      // The proxy holds new ones since this node is draining; these would find a replica in the middle of their work.
+      await this.#parts.writesAnswered(Math.min(request.waitMs, ANSWERED_LIMIT_MS));
       await this.#lockAll(request.waitMs);
       const heldMs = monotonicMs();
       await this.#finish(target);

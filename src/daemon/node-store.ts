@@ -44,7 +44,7 @@ import type {
 } from '../replication/store.js';
 import { type DataDirectory, databasePaths } from '../store/data-directory.js';
 import { encodeDatabaseName } from '../store/database-name.js';
-import { Log, type LogFileMeta } from '../store/log.js';
+import { FILES_PER_READ, Log, type LogFileMeta } from '../store/log.js';
 import { lostAfter } from '../store/lost-after.js';
 import { LostAndFound } from '../store/lost-and-found.js';
 import { syncFiles } from '../store/log-sync.js';
@@ -87,12 +87,6 @@ interface Entry {
   /** Why this database does not serve. */
   error: KiteError | undefined;
 }
-
-/**
- * How many files of the log are named at a time: reading 100 000 headers at once holds the main thread for
- * seconds. Who asks comes again until there are none.
- */
-const FILES_PER_READ = 1000;
 
 export interface NodeStoreOptions {
   readonly data: DataDirectory;

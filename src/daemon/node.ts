@@ -393,6 +393,7 @@ export class Node implements NodeApi {
       server: this.#server,
       roles: this.#roles,
       events: this.#events,
+      writesAnswered: async (limitMs) => await this.#proxy?.writesAnswered(limitMs),
     });
     this.#promotion = new Promotion({
       config,

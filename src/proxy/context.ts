@@ -3,6 +3,7 @@ import { isLoopback } from '../config/values.js';
 import { KiteError } from '../errors.js';
 import { classify, type RequestClass } from './classify.js';
 import { addForwarded, endToEnd, FORWARDED_BY, valuesOf, VIA } from './headers.js';
+import type { InFlight } from './in-flight.js';
 import type { NodeView } from './node-view.js';
 import { checkForwarding } from './peer-proof.js';
 import type { ProxySettings } from './settings.js';
@@ -16,6 +17,8 @@ export interface ProxyContext {
   /** To the proxies of other nodes. */
   readonly peers: Agent;
   readonly log: (level: 'debug' | 'warn', message: string) => void;
+  /** Writes that the application of this node has not answered yet. */
+  readonly writes: InFlight;
   /** Connections are to end with the request that runs. */
   readonly draining: () => boolean;
   /** A request was answered, by whom and with what. */

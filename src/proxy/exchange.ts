@@ -17,6 +17,8 @@ import { nodeChange, route } from './wait.js';
 const ATTEMPTS_MAX = 4;
 /** After the named primary did not answer as such: how long until it is asked again, unless the node hears of a change before. */
 const ASK_AGAIN_MS = 50;
+/** For so long an application at the primary may believe that it is at a replica. */
+const LEARNS_MS = 1000;
 
 /** Answers one request: decides where it goes, sends it there, passes the answer on. Never throws. */
 export async function serve(
@@ -95,7 +97,7 @@ class Exchange {
 
   /** false: it has to go elsewhere, or once more. */
   async #local(head: Head, needs: ReadNeeds | undefined): Promise<boolean> {
-    const { targets, settings, view } = this.#c;
+    const { targets, settings, view, writes } = this.#c;
     const to = targets.next();
     if (!to) {
       const untilMs = this.#arrivedMs + settings.targetWaitMs;
@@ -104,7 +106,8 @@ class Exchange {
       await targets.anyUp(untilMs, this.#gone.signal);
       return false;
     }
-    const outcome = await this.#send(to, targets.agent, head.headers);
+    const send = () => this.#send(to, targets.agent, head.headers);
+    const outcome = await (head.class.kind === 'write' ? writes.during(send) : send());
     if (outcome.kind === 'failed') {
       if (!outcome.sent) {
         if (this.#gone.signal.aborted) return true;
@@ -115,16 +118,23 @@ class Exchange {
       return this.#afterBreak(outcome, 'ERR_PROXY_TARGET', 'the application broke the connection off');
     }
     const { request, response } = outcome;
-    if (!this.#mustForward && this.#asksForPrimary(response) && !head.forwardedEpoch) {
-      if (view.now.role !== 'primary') {
+    if (this.#asksForPrimary(response)) {
+      const isPrimary = view.now.role === 'primary';
+      // What it knows of its node may be a moment old, after a hand-off.
+      const learns = isPrimary && monotonicMs() < this.#arrivedMs + LEARNS_MS;
+      if (isPrimary ? learns && this.#body.repeatable : !this.#mustForward || head.forwardedEpoch) {
         discard(request, response);
         this.#body.detach();
+        // Whoever sent it here looks for the primary anew.
+        if (!isPrimary && head.forwardedEpoch)
+          throw new KiteError('ERR_PROXY_NOT_PRIMARY', 'this node is not the primary any more');
         if (!this.#body.repeatable)
           throw new KiteError(
             'ERR_PROXY_TOO_LARGE',
             `the application asks for the primary, and the body is larger than ${settings.bufferBytes} bytes`,
           );
-        this.#mustForward = true;
+        if (learns) await nodeChange(view, ASK_AGAIN_MS, this.#gone.signal);
+        else this.#mustForward = true;
         return false;
       }
     }

@@ -62,6 +62,9 @@ process.on('message', (message: ToProxy) => {
     case 'seen':
       view?.answered(message.id, message.positions);
       break;
+    case 'quiet':
+      void (server?.writesAnswered() ?? Promise.resolve()).then(() => send({ kind: 'quiet' }));
+      break;
     case 'drain':
       void (server?.close(message.drainMs) ?? Promise.resolve()).then(() => {
         tell();

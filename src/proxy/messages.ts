@@ -21,6 +21,8 @@ export type ToProxy =
   /** Those that have changed; undefined: it is gone. */
   | { readonly kind: 'databases'; readonly databases: Databases }
   | { readonly kind: 'seen'; readonly id: number; readonly positions: ReadonlyMap<string, TimelinePosition> }
+  /** Say when the application has answered the writes that it has: `quiet`. */
+  | { readonly kind: 'quiet' }
   /** Answer what runs, then end. */
   | { readonly kind: 'drain'; readonly drainMs: number };
 
@@ -44,4 +46,5 @@ export type FromProxy =
       readonly upgrades: number;
       readonly targetsUp: number;
     }
+  | { readonly kind: 'quiet' }
   | { readonly kind: 'drained' };

@@ -1,5 +1,6 @@
 import { fork, type ChildProcess } from 'node:child_process';
 import { createInterface } from 'node:readline';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { KiteError, type ErrorCode } from '../errors.js';
 import type { Logger } from '../observability/log.js';
@@ -49,6 +50,8 @@ export class Proxy {
   #stopped = false;
   #started: { resolve: () => void; reject: (error: KiteError) => void } | undefined;
   #drained: (() => void) | undefined;
+  /** Who waits until no write is under way. */
+  readonly #quiet: (() => void)[] = [];
   #open = { requests: 0, upgrades: 0, targetsUp: 0 };
 
   private constructor(options: ProxyOptions) {
@@ -98,6 +101,17 @@ export class Proxy {
   databaseChanged(name: string): void {
     this.#changed.add(name);
     this.#tell ??= setTimeout(() => this.#tellDatabases(), TELL_MS);
+  }
+
+  /**
+   * Resolves when the application has answered the writes that it was given before the last `nodeChanged`, or after `limitMs`: a node
+   * that hands over holds the others.
+   */
+  async writesAnswered(limitMs: number): Promise<void> {
+    if (this.#stopped || !this.#child) return;
+    const quiet = new Promise<void>((resolve) => this.#quiet.push(resolve));
+    this.#send({ kind: 'quiet' });
+    await Promise.race([quiet, sleep(limitMs, undefined, { ref: false })]);
   }
 
   /** Requests that run are answered, upgraded connections have this time; then it ends. New ones are refused from here on. */
@@ -166,6 +180,7 @@ export class Proxy {
   #died(how: string): void {
     this.#child = undefined;
     this.#drained?.();
+    for (const tell of this.#quiet.splice(0)) tell();
     if (this.#stopped) return;
     if (this.#started) {
       this.#started.reject(new KiteError('ERR_INTERNAL', `the proxy ended at its start: ${how}`));
@@ -221,6 +236,9 @@ export class Proxy {
       case 'alive':
         this.#open = { requests: message.requests, upgrades: message.upgrades, targetsUp: message.targetsUp };
         this.#o.onCounted(message.counted);
+        break;
+      case 'quiet':
+        for (const tell of this.#quiet.splice(0)) tell();
         break;
       case 'drained':
         this.#drained?.();

@@ -6,6 +6,7 @@ import { monotonicMs } from '../util/clock.js';
 import type { ProxyContext } from './context.js';
 import { sendError, writeError } from './error-answer.js';
 import { serve } from './exchange.js';
+import { InFlight } from './in-flight.js';
 import { Targets, keepAliveAgent } from './targets.js';
 import { Upgrades } from './upgrade.js';
 
@@ -31,6 +32,7 @@ export class ProxyServer {
       ...options,
       targets: new Targets(settings.targets),
       peers: keepAliveAgent(PEER_KEEP_ALIVE_MS),
+      writes: new InFlight(),
       draining: () => this.#draining,
     };
     this.#upgrades = new Upgrades(this.#context);
@@ -94,6 +96,11 @@ export class ProxyServer {
       upgrades: this.#upgrades.count,
       targetsUp: this.#context.targets.states.filter(({ isUp }) => isUp).length,
     };
+  }
+
+  /** Resolves when the application of this node has answered every write that it was given. */
+  writesAnswered(): Promise<void> {
+    return this.#context.writes.none();
   }
 
   /**

@@ -18,6 +18,12 @@ import { readSyncedTxid, syncFiles, writeSyncedTxid } from './log-sync.js';
 import type { LostAndFound, LostTransactions } from './lost-and-found.js';
 import type { EpochPosition, LogContents, LogFile } from './types.js';
 
+/**
+ * How many files of the log are named at a time: reading 100 000 headers at once holds the main thread for
+ * seconds. Who asks comes again until there are none.
+ */
+export const FILES_PER_READ = 1000;
+
 /** Ends the name of a file that `open` has set aside. */
 const TORN = '.torn';
 /** Ends the name of a file that is about to be the whole log. */

@@ -196,7 +196,7 @@ describe("kitefs restore of Litestream's files", () => {
   it('says what a wrong call needs', async () => {
     for (const [flags, text] of [
       [['-timestamp', '2h ago', '-txid', '1', url], 'give one of'],
-      [['sftp://host/path'], 'sftp comes with a later version'],
+      [['ftp://host/path'], 'ftp'],
     ] as const) {
       const { run } = await restored(...flags);
       expect(run.code).toBe(2);

@@ -116,6 +116,8 @@ describe('the guard', () => {
     const script = `sh -c 'trap "" TERM; echo $$ > ${file('child')}; while :; do sleep 0.05; done' & echo $$ > ${file('parent')}; wait`;
     const { child, reports, ended } = supervise({ commands: [{ argv: ['sh', '-c', script] }] });
     await waitFor('the application to be up', () => text('child') !== '' && text('parent') !== '');
+    // It may be up a moment before the guard is told of it.
+    await waitFor('the guard to know it', () => reports.some(({ group }) => group !== undefined));
     const guardPid = reports[0]?.guard ?? 0;
     expect(alive(guardPid)).toBe(true);
     child.kill('SIGKILL');

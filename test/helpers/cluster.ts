@@ -385,15 +385,28 @@ export async function waitFor(
 
 /** A port that nobody listens on now. */
 export async function freePort(): Promise<number> {
-  const server = createServer();
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const address = server.address();
-  server.close();
-  await once(server, 'close');
-  if (address === null || typeof address === 'string') throw new Error('no port');
-  return address.port;
+  for (;;) {
+    nextPort = nextPort + 1 < LAST_PORT ? nextPort + 1 : FIRST_PORT;
+    const server = createServer();
+    server.listen(nextPort, '127.0.0.1');
+    const isFree = await Promise.race([
+      once(server, 'listening').then(() => true),
+      once(server, 'error').then(() => false),
+    ]).catch(() => false);
+    if (!isFree) continue;
+    server.close();
+    await once(server, 'close');
+    return nextPort;
+  }
 }
+
+/**
+ * Below those that the system gives to outgoing connections, which could have one by the time when it is used; each
+ * process of the tests begins elsewhere.
+ */
+const FIRST_PORT = 11_000;
+const LAST_PORT = 32_000;
+let nextPort = FIRST_PORT + ((process.pid * 211) % (LAST_PORT - FIRST_PORT));
 
 function difference(a: string, b: string): string {
   const [left, right] = [a.split('\n'), b.split('\n')];
