@@ -386,17 +386,17 @@ export async function waitFor(
 /** A port that nobody listens on now. */
 export async function freePort(): Promise<number> {
   for (;;) {
-    nextPort = nextPort + 1 < LAST_PORT ? nextPort + 1 : FIRST_PORT;
+    const port = (nextPort = nextPort + 1 < LAST_PORT ? nextPort + 1 : FIRST_PORT);
     const server = createServer();
-    server.listen(nextPort, '127.0.0.1');
-    const isFree = await Promise.race([
-      once(server, 'listening').then(() => true),
-      once(server, 'error').then(() => false),
-    ]).catch(() => false);
+    server.listen(port, '127.0.0.1');
+    const isFree = await once(server, 'listening').then(
+      () => true,
+      () => false,
+    );
     if (!isFree) continue;
     server.close();
     await once(server, 'close');
-    return nextPort;
+    return port;
   }
 }
 
