@@ -72,7 +72,6 @@ class Exchange {
     const head = (this.#head = readHead(this.#request, false, this.#c));
     const needs = readNeeds(this.#request.headers, this.#c.settings);
     for (;;) {
-      const askedMs = monotonicMs();
       const where = await route(
         {
           class: this.#mustForward ? { ...head.class, kind: 'write' } : head.class,
@@ -83,8 +82,8 @@ class Exchange {
         this.#c.settings,
         this.#c.view,
         this.#gone.signal,
+        (ms) => (this.#waitedMs += ms),
       );
-      this.#waitedMs += monotonicMs() - askedMs;
       if (this.#gone.signal.aborted) return;
       if (where.kind === 'refuse') throw new KiteError(where.code, where.why);
       const done =

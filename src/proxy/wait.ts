@@ -11,12 +11,15 @@ export async function route(
   settings: ProxySettings,
   view: NodeView,
   signal: AbortSignal,
+  onWaited?: (ms: number) => void,
 ): Promise<Final> {
   for (;;) {
     const decision = decide({ ...question, nowMs: monotonicMs() }, settings, view.now);
     if (decision.kind !== 'wait') return decision;
     if (signal.aborted) return { kind: 'refuse', code: 'ERR_PROXY_NO_PRIMARY', why: 'the client has gone' };
+    const fromMs = monotonicMs();
     await changed(decision, view, signal);
+    onWaited?.(monotonicMs() - fromMs);
   }
 }
 
