@@ -45,6 +45,8 @@ class Exchange {
   readonly #gone = new AbortController();
   /** The application of this node has asked for the primary. */
   #mustForward = false;
+  /** How long an application that asks for the primary, though it is there, is asked again. */
+  #learnsUntilMs: number | undefined;
   #saidContinue = false;
   #attempts = 0;
   /** For the node to be what the request needs. */
@@ -120,7 +122,8 @@ class Exchange {
     if (this.#asksForPrimary(response)) {
       const isPrimary = view.now.role === 'primary';
       // What it knows of its node may be a moment old, after a hand-off.
-      const learns = isPrimary && monotonicMs() < this.#arrivedMs + LEARNS_MS;
+      this.#learnsUntilMs ??= monotonicMs() + LEARNS_MS;
+      const learns = isPrimary && monotonicMs() < this.#learnsUntilMs;
       if (isPrimary ? learns && this.#body.repeatable : !this.#mustForward || head.forwardedEpoch) {
         discard(request, response);
         this.#body.detach();
