@@ -1,12 +1,10 @@
-import { fork, type ChildProcess } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 
 import { KiteError } from '../errors.js';
 import type { Logger } from '../observability/log.js';
 import type { EpochPosition, LogFile } from '../store/types.js';
-import { withoutFuse } from '../util/child-stdio.js';
 import { monotonicMs } from '../util/clock.js';
 import type {
   AppliedChecksums,
@@ -20,6 +18,7 @@ import type {
   Unlocked,
 } from './messages.js';
 import { SMALL_YOUNG_GENERATION_FLAG } from '../util/young-generation.js';
+import { forkChild, logErrors } from '../util/fork-child.js';
 
 export interface ApplierOptions {
   readonly mountDir: string;
@@ -252,17 +251,12 @@ export class Applier {
   #spawn(): void {
     const { mountDir, dataDir, onStart } = this.#options;
     const checkRate = String(this.#options.checkBytesPerSecond ?? 0);
-    const child = fork(MAIN, [mountDir, dataDir, this.#options.arm ? 'armed' : 'plain', checkRate], {
-      serialization: 'advanced',
-      stdio: withoutFuse(['ignore', 'ignore', 'pipe', 'ipc'] as const),
+    const child = forkChild(MAIN, {
+      args: [mountDir, dataDir, this.#options.arm ? 'armed' : 'plain', checkRate],
       execArgv: [SMALL_YOUNG_GENERATION_FLAG],
     });
     this.#child = child;
-    if (child.stderr) {
-      createInterface({ input: child.stderr }).on('line', (line) =>
-        this.#options.logger.warn({ pid: child.pid }, `applier: ${line}`),
-      );
-    }
+    logErrors(child, 'applier', this.#options.logger);
     const begun = new Promise<void>((resolve) => {
       child.on('message', (message) => {
         const said = message as FromApplier;

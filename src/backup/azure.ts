@@ -10,7 +10,7 @@ import {
   type StoredObject,
   type VersionedObject,
 } from './destination.js';
-import { bodyBytes, bodyPart, limitMs, nothing, watched } from './parts.js';
+import { bodyBytes, bodyPart, limitMs, nothing, reading } from './parts.js';
 
 /** Litestream's keys of a replica of type abs. */
 export interface AzureSettings {
@@ -149,23 +149,11 @@ class AzureDestination implements Destination {
         end === undefined ? undefined : end - start,
         { maxRetryRequests: 0, abortSignal: AbortSignal.any([request.signal, this.#closed.signal]) },
       );
-      return this.#reading(key, readableStreamBody as AsyncIterable<Uint8Array>, request);
+      return reading(readableStreamBody as AsyncIterable<Uint8Array>, request, (error) =>
+        this.#failed('get', key, error),
+      );
     } catch (error) {
       throw this.#failed('get', key, error);
-    }
-  }
-
-  async *#reading(
-    key: string,
-    body: AsyncIterable<Uint8Array>,
-    request: AbortController,
-  ): AsyncGenerator<Uint8Array> {
-    try {
-      yield* watched(body, () => request.abort());
-    } catch (error) {
-      throw this.#failed('get', key, error);
-    } finally {
-      request.abort();
     }
   }
 

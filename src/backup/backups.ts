@@ -1,6 +1,5 @@
-import { fork, type ChildProcess } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
 import { rm } from 'node:fs/promises';
-import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { KiteError, toKiteError, type ErrorCode } from '../errors.js';
 import type { Position } from '../ltx/position.js';
@@ -8,12 +7,12 @@ import { formatTxid } from '../ltx/position.js';
 import type { Logger } from '../observability/log.js';
 import type { BackupStatus } from '../observability/node-status.js';
 import type { LogHold } from '../store/log.js';
-import { withoutFuse } from '../util/child-stdio.js';
 import { monotonicMs } from '../util/clock.js';
 import type { BackupSource } from './database-backup.js';
 import type { Writer } from './head.js';
 import type { BackupQuestions, BackupSettings, FromBackup, ToBackup } from './messages.js';
 import { describeDestination } from './open.js';
+import { forkChild, logErrors } from '../util/fork-child.js';
 
 const MAIN = fileURLToPath(new URL('./main.js', import.meta.url));
 /** Growth of logs is told so often, whatever the number of commits. */
@@ -221,17 +220,10 @@ export class Backups {
   // --- the child
 
   #spawn(): void {
-    const child = fork(MAIN, {
-      serialization: 'advanced',
-      stdio: withoutFuse(['ignore', 'ignore', 'pipe', 'ipc'] as const),
-    });
+    const child = forkChild(MAIN);
     this.#child = child;
     this.#heardMs = monotonicMs();
-    if (child.stderr) {
-      createInterface({ input: child.stderr }).on('line', (line) =>
-        this.#o.logger.warn({ pid: child.pid }, `backup: ${line}`),
-      );
-    }
+    logErrors(child, 'backup', this.#o.logger);
     child.on('message', (message) => {
       if (child === this.#child) this.#heard(message as FromBackup);
     });

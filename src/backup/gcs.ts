@@ -10,7 +10,7 @@ import {
   type StoredObject,
   type VersionedObject,
 } from './destination.js';
-import { bodyBytes, bodyPart, limitMs, nothing, watched } from './parts.js';
+import { bodyBytes, bodyPart, limitMs, nothing, reading } from './parts.js';
 
 /** Litestream's keys of a replica of type gs. */
 export interface GcsSettings {
@@ -125,21 +125,9 @@ class GcsDestination implements Destination {
       { ...(headers && { headers }) },
       request,
     );
-    return this.#reading(key, answer.body as unknown as AsyncIterable<Uint8Array>, request);
-  }
-
-  async *#reading(
-    key: string,
-    body: AsyncIterable<Uint8Array>,
-    request: AbortController,
-  ): AsyncGenerator<Uint8Array> {
-    try {
-      yield* watched(body, () => request.abort());
-    } catch (error) {
-      throw this.#failed('get', key, error);
-    } finally {
-      request.abort();
-    }
+    return reading(answer.body as unknown as AsyncIterable<Uint8Array>, request, (error) =>
+      this.#failed('get', key, error),
+    );
   }
 
   async create(key: string, body: ObjectBody, timestampMs: number): Promise<'created' | 'exists'> {

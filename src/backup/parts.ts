@@ -32,11 +32,23 @@ export const limitMs = (bytes = 0): number => SILENCE_MS + Math.ceil(bytes / 64)
 /** A body without bytes. */
 export async function* nothing(): AsyncGenerator<Uint8Array> {}
 
-/** Passes on what comes, and calls `onSilence`, which must end it, when nothing has come for too long. */
-export async function* watched(
+/** The body of an answer to `request`, which ends with it; what goes wrong in its middle is thrown as `failed` makes it. */
+export async function* reading(
   body: AsyncIterable<Uint8Array>,
-  onSilence: () => void,
+  request: AbortController,
+  failed: (error: unknown) => Error,
 ): AsyncGenerator<Uint8Array> {
+  try {
+    yield* watched(body, () => request.abort());
+  } catch (error) {
+    throw failed(error);
+  } finally {
+    request.abort();
+  }
+}
+
+/** Passes on what comes, and calls `onSilence`, which must end it, when nothing has come for too long. */
+async function* watched(body: AsyncIterable<Uint8Array>, onSilence: () => void): AsyncGenerator<Uint8Array> {
   let timer = setTimeout(onSilence, SILENCE_MS);
   try {
     for await (const chunk of body) {

@@ -2,7 +2,6 @@ import { readFileSync } from 'node:fs';
 import type { Config } from '../config/load.js';
 import { formatAddress, parseAddress } from '../config/values.js';
 import { KiteError } from '../errors.js';
-import type { ControlBlock } from '../fuse/control-block.js';
 import type { LeaseHolder, Member } from '../lease/types.js';
 import { isPrimary, type NodeRole } from '../observability/node-status.js';
 import type { NodeFacts } from '../proxy/messages.js';
@@ -13,6 +12,7 @@ import { monotonicMs } from '../util/clock.js';
 import type { NodeStore } from './node-store.js';
 import { hostOf } from './special-files.js';
 import { remainingMs } from './status.js';
+import type { StatusSources } from './status.js';
 
 /** The settings of the proxy; undefined: there is none. Throws ERR_CONFIG_FILE when the maintenance page cannot be read. */
 export function proxySettings({ proxy, peer }: Config): ProxySettings | undefined {
@@ -39,16 +39,12 @@ function readPage(path: string): string {
 }
 
 /** What the proxy is told of the node. */
-export function nodeFacts(from: {
-  readonly config: Config;
-  readonly control: ControlBlock;
-  readonly store: NodeStore;
-  readonly clusterId: string;
-  readonly role: NodeRole;
-  readonly ready: boolean;
-  readonly holder: LeaseHolder | undefined;
-  readonly members: readonly Member[];
-}): NodeFacts {
+export function nodeFacts(
+  from: Pick<
+    StatusSources,
+    'config' | 'control' | 'store' | 'clusterId' | 'role' | 'ready' | 'holder' | 'members'
+  >,
+): NodeFacts {
   const { config, control, store, role, holder } = from;
   const serves = isPrimary(role);
   return {

@@ -1,14 +1,14 @@
-import { fork, type ChildProcess } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import type { BackupSettings } from '../backup/messages.js';
 import { toKiteError } from '../errors.js';
 import type { Logger } from '../observability/log.js';
 import type { DrillStatus } from '../observability/node-status.js';
-import { withoutFuse } from '../util/child-stdio.js';
 import { problemsOf, type DrillObjects, type DrillReport } from './drill.js';
 import type { DrillOrder, FromDrill } from './messages.js';
 import { keepReport, lastReport } from './reports.js';
+import { forkChild } from '../util/fork-child.js';
 
 const MAIN = fileURLToPath(new URL('./main.js', import.meta.url));
 const LOOK_MS = 1000;
@@ -101,10 +101,7 @@ export class Drills {
 
   #start(nowMs: number): void {
     const { settings, backups, scratchDir, logger } = this.#o;
-    const child = fork(MAIN, {
-      serialization: 'advanced',
-      stdio: withoutFuse(['ignore', 'ignore', 'pipe', 'ipc'] as const),
-    });
+    const child = forkChild(MAIN);
     this.#child = child;
     const { objects, exec, recoveryObjectiveMs, intervalMs } = settings;
     const order: DrillOrder = {

@@ -1,14 +1,13 @@
-import { fork, type ChildProcess } from 'node:child_process';
-import { createInterface } from 'node:readline';
+import type { ChildProcess } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { KiteError, type ErrorCode } from '../errors.js';
 import type { Logger } from '../observability/log.js';
-import { withoutFuse } from '../util/child-stdio.js';
 import { monotonicMs } from '../util/clock.js';
 import type { Counted, FromProxy, NodeFacts, ToProxy } from './messages.js';
 import type { DatabaseView, TimelinePosition } from './node-view.js';
 import type { ProxySettings } from './settings.js';
+import { forkChild, logErrors } from '../util/fork-child.js';
 
 const MAIN = fileURLToPath(new URL('./main.js', import.meta.url));
 /** Transactions are told so often at most: what a read waits longer by, and what they cost under load. */
@@ -147,17 +146,10 @@ export class Proxy {
   }
 
   #spawn(): void {
-    const child = fork(MAIN, {
-      serialization: 'advanced',
-      stdio: withoutFuse(['ignore', 'ignore', 'pipe', 'ipc'] as const),
-    });
+    const child = forkChild(MAIN);
     this.#child = child;
     this.#heardMs = monotonicMs();
-    if (child.stderr) {
-      createInterface({ input: child.stderr }).on('line', (line) =>
-        this.#o.logger.warn({ pid: child.pid }, `proxy: ${line}`),
-      );
-    }
+    logErrors(child, 'proxy', this.#o.logger);
     child.on('message', (message) => {
       if (child === this.#child) this.#heard(message as FromProxy, child);
     });

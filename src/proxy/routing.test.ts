@@ -1,15 +1,12 @@
 import { once } from 'node:events';
 import { request as httpRequest } from 'node:http';
 import { connect, type Socket } from 'node:net';
-import { afterEach, describe, expect, it } from 'vitest';
-import { exchangeRaw, RawTarget, startProxy, StubView, type TestProxy } from '../../test/helpers/proxy.js';
+import { describe, expect, it } from 'vitest';
+import { exchangeRaw, RawTarget, scene, StubView, type TestProxy } from '../../test/helpers/proxy.js';
 import { classify, matchesPath } from './classify.js';
 import type { ProxySettings } from './settings.js';
 
-const undo: (() => unknown)[] = [];
-afterEach(async () => {
-  for (const one of undo.splice(0).toReversed()) await one();
-});
+const { undo, raw, proxy } = scene();
 
 const answerOf = (text: string, more = ''): string =>
   `HTTP/1.1 200 OK\r\nContent-Length: ${text.length}\r\n${more}\r\n${text}`;
@@ -27,24 +24,6 @@ async function app(name: string, more = ''): Promise<RawTarget> {
       : bodyAt > 3 && received.length - bodyAt >= length;
     if (isWhole) socket.write(answerOf(`${name} ${method} ${path}`, more));
   });
-}
-
-async function raw(
-  onData: (socket: Socket, received: string, target: RawTarget) => void,
-): Promise<RawTarget> {
-  const started = await RawTarget.start(onData);
-  undo.push(() => started.stop());
-  return started;
-}
-
-async function proxy(
-  ports: readonly number[],
-  change: Partial<ProxySettings> = {},
-  view?: StubView,
-): Promise<TestProxy> {
-  const started = await startProxy(ports, change, view);
-  undo.push(() => started.server.close(0));
-  return started;
 }
 
 /** The proxies of a primary and of its replica. */

@@ -1,43 +1,15 @@
 import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
-import { afterEach, describe, expect, it } from 'vitest';
-import {
-  exchangeRaw,
-  RawTarget,
-  startProxy,
-  type StubView,
-  type TestProxy,
-} from '../../test/helpers/proxy.js';
-import type { ProxySettings } from './settings.js';
+import { describe, expect, it } from 'vitest';
+import { exchangeRaw, RawTarget, scene } from '../../test/helpers/proxy.js';
 
-const undo: (() => unknown)[] = [];
-afterEach(async () => {
-  for (const one of undo.splice(0).toReversed()) await one();
-});
+const { undo, raw, proxy } = scene();
 
 const OK = 'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-App: 1\r\n\r\nhi';
 
 async function target(answer = OK): Promise<RawTarget> {
   const started = await RawTarget.always(answer);
   undo.push(() => started.stop());
-  return started;
-}
-
-async function raw(
-  onData: (socket: Socket, received: string, target: RawTarget) => void,
-): Promise<RawTarget> {
-  const started = await RawTarget.start(onData);
-  undo.push(() => started.stop());
-  return started;
-}
-
-async function proxy(
-  ports: readonly number[],
-  change: Partial<ProxySettings> = {},
-  view?: StubView,
-): Promise<TestProxy> {
-  const started = await startProxy(ports, change, view);
-  undo.push(() => started.server.close(0));
   return started;
 }
 

@@ -1,5 +1,6 @@
 import { connect, createServer, type AddressInfo, type Server, type Socket } from 'node:net';
 import { once } from 'node:events';
+import { afterEach } from 'vitest';
 import type { NodeSnapshot, NodeView, TimelinePosition } from '../../src/proxy/node-view.js';
 import { ProxyServer } from '../../src/proxy/server.js';
 import type { ProxySettings } from '../../src/proxy/settings.js';
@@ -192,4 +193,29 @@ export async function exchangeRaw(
   await done;
   socket.destroy();
   return text;
+}
+
+/** Applications and proxies of a test file, which end with each test, as does what is put into `undo`. */
+export function scene() {
+  const undo: (() => unknown)[] = [];
+  afterEach(async () => {
+    for (const one of undo.splice(0).toReversed()) await one();
+  });
+  const raw = async (
+    onData: (socket: Socket, received: string, target: RawTarget) => void,
+  ): Promise<RawTarget> => {
+    const started = await RawTarget.start(onData);
+    undo.push(() => started.stop());
+    return started;
+  };
+  const proxy = async (
+    ports: readonly number[],
+    change: Partial<ProxySettings> = {},
+    view?: StubView,
+  ): Promise<TestProxy> => {
+    const started = await startProxy(ports, change, view);
+    undo.push(() => started.server.close(0));
+    return started;
+  };
+  return { undo, raw, proxy };
 }
