@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { KiteError } from '../errors.js';
+import { encodeLtx } from '../ltx/encoder.js';
 import { CHECKSUM_FLAG, HEADER_BYTES, parseHeader } from '../ltx/format.js';
 import { formatTxid, ltxFileName, NO_POSITION, type Position, type TxidRange } from '../ltx/position.js';
 import { isErrno } from '../util/files.js';
@@ -24,6 +25,7 @@ import {
 import {
   bytesSource,
   fileSource,
+  firstPage,
   merge,
   SMALL_BYTES,
   TEMPORARY,
@@ -141,6 +143,8 @@ export class DatabaseBackup {
   #shipped: { readonly k: bigint; readonly stamp: Stamp }[] = [];
   #isOpen = false;
   #snapshotWanted = false;
+  /** The last object is of our epoch: a primary before us cannot make the next one any more. */
+  #isFenced = false;
   #droppedMs: number | undefined;
   /** This node has seen its deletion, or knows of no such database: not merely that the head says so. */
   #isGone = false;
@@ -170,6 +174,7 @@ export class DatabaseBackup {
     const { destination, writer, source, settings } = this.#o;
     this.#isOpen = false;
     this.#isGone = false;
+    this.#isFenced = false;
     this.#levels.clear();
     this.#shipped = [];
     for (const level of [SNAPSHOT_LEVEL, ...settings.levelIntervalsMs.map((_, i) => i + 1), 0]) {
@@ -217,6 +222,7 @@ export class DatabaseBackup {
     const { header } = parseHeader(await readObject(destination, last.key, { start: 0, end: HEADER_BYTES }));
     const stamp = stampOf(header);
     if (stamp && stamp.epoch > writer.epoch) throw fenced(destination.url, stamp.epoch, writer.epoch);
+    this.#isFenced = stamp?.epoch === writer.epoch;
     this.#pageSize = header.pageSize;
     const snapshot = newestSnapshot(this.#levels);
     if (snapshot) {
@@ -259,6 +265,7 @@ export class DatabaseBackup {
     if (group.sources.length === 0 || !group.end) {
       // Killed between the first object after a drop and its note in the head.
       if (this.#at.checksum !== CHECKSUM_FLAG) await this.#revive();
+      if (!this.#isFenced) return await this.#fence(this.#at);
       return false;
     }
     const k = this.#last + 1n;
@@ -270,6 +277,44 @@ export class DatabaseBackup {
     );
     const isOurs = await this.#create(k, stamp, merged);
     return !isOurs || group.sources.length < ranges.length || ranges.length >= source.filesPerRead;
+  }
+
+  /**
+   * The next object, which says nothing new: a page as it is already. Whoever was primary before us may not know it yet, and what it
+   * made now would be the newest state of the bucket until our next transaction. Nothing of a database that has no objects, or was
+   * dropped.
+   */
+  async #fence(at: Stamp): Promise<boolean> {
+    this.#isFenced = true;
+    const last = newestShipped(this.#levels);
+    if (last?.maxTxid !== this.#last || this.#droppedMs !== undefined) return false;
+    const { writer } = this.#o;
+    const temporaries: string[] = [];
+    try {
+      const { source, header } = await this.#fetch(last, temporaries);
+      const page = await firstPage(source);
+      // Without pages there is nothing to repeat: no writer of such a bucket makes that.
+      if (!page) return false;
+      const k = this.#last + 1n;
+      const stamp = { ...at, epoch: writer.epoch };
+      const { pageSize, commitPages, timestampMs } = header;
+      const fields = { pageSize, commitPages, timestampMs, minTxid: k, maxTxid: k, preApplyChecksum: 0n };
+      const body = encodeLtx({ ...fields, ...stampFields(stamp), noChecksum: true }, [page], 0n);
+      const dispose = async (): Promise<void> => undefined;
+      return !(await this.#create(k, stamp, {
+        body,
+        sizeBytes: body.length,
+        pageSize,
+        timestampMs,
+        dispose,
+      }));
+    } catch (error) {
+      // Tried again as everything else is.
+      this.#isFenced = false;
+      throw error;
+    } finally {
+      for (const path of temporaries) await rm(path, { force: true });
+    }
   }
 
   /** Files of the log that go into one object: of one page size, and no deletion among them. */
@@ -320,6 +365,7 @@ export class DatabaseBackup {
       const outcome = await this.#put(0, { minTxid: k, maxTxid: k }, merged);
       if (outcome === 'created') {
         this.#last = k;
+        this.#isFenced = true;
         this.#reached(stamp, merged.pageSize);
         await this.#revive();
         return true;
@@ -338,6 +384,7 @@ export class DatabaseBackup {
       );
     }
     if (theirs.epoch > writer.epoch) throw fenced(destination.url, theirs.epoch, writer.epoch);
+    this.#isFenced = theirs.epoch === writer.epoch;
     // It is there, whoever made it: k is decided. Its size is known when the bucket is listed again.
     this.#last = k;
     this.#note({ level: 0, key, minTxid: k, maxTxid: k, sizeBytes: 0, modifiedMs: header.timestampMs });

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { KiteError } from '../errors.js';
 import { LtxCompactor } from '../ltx/compactor.js';
 import { LtxDecoder } from '../ltx/decoder.js';
-import { LtxEncoder } from '../ltx/encoder.js';
+import { LtxEncoder, type LtxPage } from '../ltx/encoder.js';
 import {
   HEADER_BYTES,
   parseHeader,
@@ -181,4 +181,20 @@ export function bytesSource(bytes: Buffer): LtxSource {
   const { header } = parseHeader(bytes);
   const at = Math.max(0, bytes.length - TRAILER_BYTES);
   return { source: bytes, sizeBytes: bytes.length, header, postApplyChecksum: bytes.readBigUInt64BE(at) };
+}
+
+/** The first page of a file, all of which is verified; undefined when it has none. Throws as LtxDecoder does. */
+export async function firstPage(source: MergeSource): Promise<LtxPage | undefined> {
+  const fd = typeof source === 'string' ? openSync(source, 'r') : undefined;
+  try {
+    const ltx = typeof source === 'string' ? LtxDecoder.fromFile(fd!) : LtxDecoder.fromBuffer(source);
+    let first: LtxPage | undefined;
+    while (ltx.next()) {
+      first ??= { pgno: ltx.pgno, data: Buffer.from(ltx.page) };
+      if (ltx.pageCount % STEP_PAGES === 0) await new Promise((resolve) => setImmediate(resolve));
+    }
+    return first;
+  } finally {
+    if (fd !== undefined) closeSync(fd);
+  }
 }
