@@ -144,8 +144,14 @@ export class Capture extends EventEmitter<CaptureEvents> {
     return this.#call('unhalt', { name });
   }
 
+  /** Where the log ends once what was committed before this call is in it. */
   position(name: string): Promise<EpochPosition | undefined> {
     return this.#call('position', { name });
+  }
+
+  /** Resolves when what was committed in these databases before this call is in their logs. */
+  async captured(names: readonly string[]): Promise<void> {
+    for (const name of names) await this.position(name);
   }
 
   /** Committed content of these pages, as of the position in the answer. At most 256 pages. */

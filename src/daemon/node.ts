@@ -1,5 +1,4 @@
-import { constants, createReadStream } from 'node:fs';
-import { cp, mkdir, rm, stat } from 'node:fs/promises';
+import { mkdir, rm } from 'node:fs/promises';
 import { randomUUID } from 'node:crypto';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
@@ -19,27 +18,26 @@ import { ControlBlock, MountState } from '../fuse/control-block.js';
 import { Mount, type MountEvent } from '../fuse/mount.js';
 import { AdminServer } from '../http/server.js';
 import { HaltGrants } from '../halt/grants.js';
-import { HaltLocks, type Halted, type HaltRequest } from '../halt/locks.js';
+import { HaltLocks } from '../halt/locks.js';
 import type { PrimaryChange } from '../http/events.js';
-import type { ExportedDatabase, NodeApi, NodeChange } from '../http/node-api.js';
+import type { NodeApi, NodeChange } from '../http/node-api.js';
 import { behind } from '../lease/election.js';
 import { Lease } from '../lease/lease.js';
 import type { LeaseEvent, LeaseHolder, LeasePositions, Member } from '../lease/types.js';
-import { formatPosition, formatTxid, NO_POSITION } from '../ltx/position.js';
+import { formatPosition } from '../ltx/position.js';
 import { Proxy } from '../proxy/proxy.js';
-import type { TokenEntry } from '../proxy/token.js';
 import type { Logger } from '../observability/log.js';
 import { Metrics } from '../observability/metrics.js';
 import { isPrimary, type NodeRole, type NodeStatus } from '../observability/node-status.js';
 import type { ReplicationClientEvent } from '../replication/client.js';
 import { ReplicationServer, type PrimaryRole, type ReplicaEvent } from '../replication/server.js';
-import { DataDirectory, databasePaths } from '../store/data-directory.js';
-import { encodeDatabaseName } from '../store/database-name.js';
-import type { Wanted } from '../restore/restore.js';
+import { DataDirectory } from '../store/data-directory.js';
 import { monotonicMs } from '../util/clock.js';
 import type { LockHolder } from '../util/lock-holder.js';
 import { joinCluster } from './cluster-id.js';
+import { DatabaseRequests } from './database-requests.js';
 import { EventLog } from './event-log.js';
+import { noteClientEvent, noteDurabilityEvent, noteReplicaEvent } from './event-notes.js';
 import { HAND_OFF_WAIT_MS, HandOff, type HandOffRequest } from './hand-off.js';
 import { openLease } from './lease-kinds.js';
 import { LockEnforcer } from './lock-enforcer.js';
@@ -49,14 +47,11 @@ import { databaseView, nodeFacts, proxySettings } from './node-proxy.js';
 import { PositionWaits } from './position-waits.js';
 import { Promotion } from './promotion.js';
 import { Retention } from './retention.js';
-import { Rewinds, type Progress, type Repaired, type RewindPlan } from './rewind.js';
+import { Rewinds } from './rewind.js';
 import { RoleSwitch, type Fetch } from './role.js';
 import { StartFromBackups } from './start-from-backups.js';
 import { hostOf, specialFile } from './special-files.js';
 import { makeStatus } from './status.js';
-
-/** How long a rewind waits until the backups have what it undoes. */
-const REWIND_SYNC_MS = 30_000;
 
 /** One node: puts the parts together, and carries the lease's decisions out. */
 export class Node implements NodeApi {
@@ -82,7 +77,7 @@ export class Node implements NodeApi {
   #backups: Backups | undefined;
   #drills: Drills | undefined;
   #proxy: Proxy | undefined;
-  #rewinds!: Rewinds;
+  #databases!: DatabaseRequests;
   #fromBackups: StartFromBackups | undefined;
   #lease: Lease | undefined;
   #openingReadOnly: NodeJS.Timeout | undefined;
@@ -91,7 +86,6 @@ export class Node implements NodeApi {
   #role: NodeRole = 'starting';
   #holder: LeaseHolder | undefined;
   readonly #watchers = new Set<(change: NodeChange) => void>();
-  #positionWaits!: PositionWaits;
   /** Aborted by `stop`: from then on this node changes its role no more. */
   readonly #stopping = new AbortController();
   /** When the stream of a primary was last seen open and caught up, and of which one. */
@@ -193,8 +187,8 @@ export class Node implements NodeApi {
     });
     this.#store.openLogs({ repair: true });
     this.#undo.push(() => this.#store.close());
-    this.#positionWaits = new PositionWaits(this.#store);
-    this.#undo.push(() => this.#positionWaits.stop());
+    const positionWaits = new PositionWaits(this.#store);
+    this.#undo.push(() => positionWaits.stop());
     this.#count();
     this.#store.subscribe(({ kind, name }) => {
       // On a replica what counts is what readers see, not what has arrived.
@@ -320,13 +314,28 @@ export class Node implements NodeApi {
 
     this.#backups = this.#startBackups(tmpDir);
     this.#drills = this.#startDrills(tmpDir);
-    this.#rewinds = new Rewinds({
+    const rewinds = new Rewinds({
       backups: config.backups,
       tmpDir,
       applier: this.#applier,
       capture: this.#capture,
     });
-    this.#undo.push(() => this.#rewinds.stop());
+    this.#undo.push(() => rewinds.stop());
+    this.#databases = new DatabaseRequests({
+      dataDir: config.data.dir,
+      driver: config.fuse.driver,
+      haltTtlMs: config.halt.ttlMs,
+      store: this.#store,
+      capture: this.#capture,
+      applier: this.#applier,
+      backups: this.#backups,
+      rewinds,
+      haltLocks: this.#haltLocks,
+      positionWaits,
+      events: this.#events,
+      role: () => this.#role,
+      requirePrimary: () => this.#requirePrimary(),
+    });
 
     this.#server = await ReplicationServer.start({
       address: formatAddress(config.peer.addr),
@@ -561,7 +570,7 @@ export class Node implements NodeApi {
   async #flushBackups(limitMs: number): Promise<void> {
     if (!this.#backups) return;
     try {
-      await this.#captured(this.#store.databases());
+      await this.#capture.captured(this.#store.databases());
       await this.#backups.sync(Math.max(0, limitMs - monotonicMs()));
     } catch (error) {
       this.#events.add('backup-behind', toKiteError(error).message, { level: 'error' });
@@ -622,37 +631,8 @@ export class Node implements NodeApi {
     };
   }
 
-  async exportDatabase(name: string): Promise<ExportedDatabase> {
-    if (!this.#exists(name)) {
-      throw new KiteError('ERR_HTTP_NOT_FOUND', `there is no database ${name} on this node`);
-    }
-    const path = join(this.#config.data.dir, 'tmp', randomUUID());
-    await this.#applier.export(name, path);
-    const { size } = await stat(path);
-    return {
-      sizeBytes: size,
-      async *chunks() {
-        try {
-          yield* createReadStream(path, { highWaterMark: 256 << 10 }) as AsyncIterable<Buffer>;
-        } finally {
-          await rm(path, { force: true });
-        }
-      },
-    };
-  }
-
-  async importDatabase(
-    name: string,
-    path: string,
-    { ifNotExists } = { ifNotExists: false },
-  ): Promise<{ position: string; imported: boolean }> {
-    this.#requirePrimary();
-    const imported = !(ifNotExists && this.#exists(name));
-    if (!imported) return { position: formatPosition(this.#store.position(name) ?? NO_POSITION), imported };
-    this.#requireSound(name);
-    await this.#applier.import(name, path);
-    const position = await this.#capture.position(name);
-    return { position: formatPosition(position ?? NO_POSITION), imported };
+  get databases(): DatabaseRequests {
+    return this.#databases;
   }
 
   async promote(request: { waitMs: number; acceptLoss: boolean }): Promise<void> {
@@ -667,114 +647,6 @@ export class Node implements NodeApi {
 
   async handOff(target: string | undefined, waitMs: number): Promise<string> {
     return await this.#runHandOff({ target, waitMs, reason: 'an administrator asked for it' });
-  }
-
-  async syncBackups(waitMs: number, name: string | undefined): Promise<void> {
-    this.#requirePrimary();
-    if (name !== undefined && !this.#exists(name)) {
-      throw new KiteError('ERR_HTTP_NOT_FOUND', `there is no database ${name} on this node`);
-    }
-    await this.#captured(name === undefined ? this.#store.databases() : [name]);
-    await this.#backups?.sync(waitMs, name);
-  }
-
-  async prepareRewind(name: string, wanted: Wanted, onProgress: Progress): Promise<RewindPlan> {
-    // First what is there now: a moment of a second ago can be had then, and what a rewind undoes stays in the backups.
-    await this.syncBackups(REWIND_SYNC_MS, name);
-    this.#requireSound(name);
-    return await this.#rewinds.prepare(name, wanted, onProgress);
-  }
-
-  async commitRewind(id: string): Promise<string> {
-    this.#requirePrimary();
-    const { name, timestampMs } = this.#rewinds.planned(id);
-    this.#requireSound(name);
-    const position = await this.#rewinds.commit(id);
-    this.#events.add(
-      'rewound',
-      `${name} was put back to ${new Date(timestampMs).toISOString()} by TXID ${formatTxid(position.txid)}`,
-      { database: name, level: 'warn' },
-    );
-    return formatPosition(position);
-  }
-
-  cancelRewind(id: string): void {
-    this.#rewinds.cancel(id);
-  }
-
-  async repair(name: string, onProgress: Progress): Promise<Repaired> {
-    this.#requirePrimary();
-    const error = this.#store.error(name);
-    if (this.#exists(name) && !error)
-      throw new KiteError('ERR_REPAIR_SOUND', `nothing is known to be wrong with ${name}`);
-    const end = this.#store.position(name);
-    // What was committed and is in the log goes first: then nothing is lost.
-    if (this.#exists(name)) await this.#backups?.sync(REWIND_SYNC_MS, name);
-    const { directory } = databasePaths(this.#config.data.dir, name);
-    const kept = join(
-      this.#config.data.dir,
-      'lost+found',
-      encodeDatabaseName(name),
-      `damaged-${new Date().toISOString().replaceAll(':', '')}`,
-    );
-    const keep = async (): Promise<void> => {
-      if (this.#exists(name))
-        await cp(directory, kept, { recursive: true, mode: constants.COPYFILE_FICLONE });
-    };
-    const repaired = await this.#rewinds.repair(name, keep, onProgress);
-    const { clusterTxid, timestampMs } = repaired;
-    const lost = end && clusterTxid !== undefined && end.txid > clusterTxid ? end.txid - clusterTxid : 0n;
-    this.#events.add(
-      'repaired',
-      `${name} was made anew from its backup as of ${new Date(timestampMs).toISOString()}, ${lost} transactions are not in it; what was there is in ${kept}`,
-      { database: name, level: 'warn' },
-    );
-    return repaired;
-  }
-
-  /** Rejects when a database that is there cannot be written. */
-  #requireSound(name: string): void {
-    const error = this.#store.error(name);
-    if (!error || !this.#exists(name)) return;
-    throw new KiteError(
-      'ERR_APPLIER_REPLACE',
-      `${name} is out of service (${error.message}): nothing can be written into it`,
-      { cause: error },
-    );
-  }
-
-  /** Resolves when what was committed in these databases before this call is in their logs. */
-  async #captured(names: readonly string[]): Promise<void> {
-    for (const name of names) await this.#capture.position(name);
-  }
-
-  async halt(request: HaltRequest): Promise<Halted> {
-    const { name } = request;
-    if (!this.#exists(name)) {
-      throw new KiteError('ERR_HTTP_NOT_FOUND', `there is no database ${name} on this node`);
-    }
-    if (isPrimary(this.#role)) {
-      // Its applications write anyway: nothing is held.
-      const position = await this.#capture.position(name);
-      return {
-        position: position ?? { ...NO_POSITION, epoch: 0n },
-        remainingMs: this.#config.halt.ttlMs,
-      };
-    }
-    if (this.#role !== 'replica') {
-      throw new KiteError('ERR_DAEMON_NOT_READY', `this node is ${this.#role}`);
-    }
-    if (this.#config.fuse.driver !== 'kernel') {
-      throw new KiteError(
-        'ERR_HALT_UNSUPPORTED',
-        'a replica cannot hold a commit until the primary has it with fuse.driver fuse-native',
-      );
-    }
-    return await this.#haltLocks.acquire(request);
-  }
-
-  async unhalt(name: string, id: number): Promise<void> {
-    await this.#haltLocks.release(name, id);
   }
 
   primary(): PrimaryChange {
@@ -798,14 +670,6 @@ export class Node implements NodeApi {
 
   #tell(change: NodeChange): void {
     for (const listener of this.#watchers) listener(change);
-  }
-
-  async waitFor(name: string, entry: TokenEntry, timeoutMs: number, signal: AbortSignal): Promise<boolean> {
-    return await this.#positionWaits.wait(name, entry, timeoutMs, signal);
-  }
-
-  async seen(name: string): Promise<TokenEntry | undefined> {
-    return await this.#store.seen(name);
   }
 
   // --- role
@@ -1120,90 +984,29 @@ export class Node implements NodeApi {
   }
 
   #onClientEvent(event: ReplicationClientEvent): void {
-    switch (event.kind) {
-      case 'fresher':
-        for (const name of this.#store.databases()) this.#proxy?.databaseChanged(name);
-        break;
-      case 'connected':
-        this.#events.add('connected', `following ${event.primaryNodeId}, epoch ${event.epoch}`);
-        break;
-      case 'disconnected':
-        this.#haltLocks.endAll('the primary is not connected any more').catch(() => undefined);
-        this.#logger.info({ retryMs: event.retryMs }, `not connected to the primary: ${event.error.message}`);
-        break;
-      case 'database-failed':
-        this.#events.add('stream-failed', event.error.describe(), { database: event.name, level: 'warn' });
-        break;
+    if (event.kind === 'fresher')
+      for (const name of this.#store.databases()) this.#proxy?.databaseChanged(name);
+    if (event.kind === 'disconnected') {
+      this.#haltLocks.endAll('the primary is not connected any more').catch(() => undefined);
+      this.#logger.info({ retryMs: event.retryMs }, `not connected to the primary: ${event.error.message}`);
     }
+    noteClientEvent(event, this.#events);
   }
 
   #onReplicaEvent(event: ReplicaEvent): void {
-    switch (event.kind) {
-      case 'connected':
-        this.#durability.connected(event.nodeId);
-        this.#events.add('replica-connected', `${event.nodeId} follows this node`);
-        break;
-      case 'disconnected':
-        this.#durability.disconnected(event.nodeId);
-        this.#haltGrants.disconnected(event.nodeId);
-        this.#events.add('replica-disconnected', `${event.nodeId}: ${event.reason}`);
-        break;
-      case 'refused':
-        this.#events.add('peer-refused', `${event.peer}: ${event.reason}`, { level: 'warn' });
-        break;
-      case 'database-failed':
-        this.#events.add('replica-failed', `${event.nodeId}: ${event.reason}`, {
-          database: event.name,
-          level: 'warn',
-        });
-        break;
-      case 'replaced':
-        this.#events.add(
-          'resync',
-          `${event.nodeId} gets ${event.replacement === 'difference' ? 'the pages that differ' : 'a snapshot'}: ${event.reason}`,
-          { database: event.name },
-        );
-        break;
-      case 'acknowledged':
-        this.#durability.acknowledged(event.nodeId, event.name, event.acknowledged);
-        break;
+    if (event.kind === 'acknowledged')
+      this.#durability.acknowledged(event.nodeId, event.name, event.acknowledged);
+    if (event.kind === 'connected') this.#durability.connected(event.nodeId);
+    if (event.kind === 'disconnected') {
+      this.#durability.disconnected(event.nodeId);
+      this.#haltGrants.disconnected(event.nodeId);
     }
+    noteReplicaEvent(event, this.#events);
   }
 
   #onDurabilityEvent(event: DurabilityEvent): void {
-    switch (event.kind) {
-      case 'sync-set': {
-        const members =
-          event.members.length === 0 ? 'empty: any candidate may win' : event.members.join(', ');
-        this.#events.add('sync-set', `the sync set in the lease is ${members}`);
-        break;
-      }
-      case 'blocked':
-        this.#events.add('durability-blocked', `${event.message}; it goes on waiting`, {
-          database: event.name,
-          level: 'warn',
-        });
-        break;
-      case 'degraded':
-        this.#events.add('durability-degraded', `${event.message}; commits do not wait any more`, {
-          database: event.name,
-          level: 'error',
-        });
-        break;
-      case 'restored':
-        this.#events.add('durability-restored', `commits in ${event.name} wait again as durability says`, {
-          database: event.name,
-        });
-        break;
-      case 'waited':
-        this.#metrics.commitWaitSeconds.observe(event.waitedMs / 1000);
-        break;
-    }
-  }
-
-  #exists(name: string): boolean {
-    const last = this.#store.lastFile(name);
-    return last !== undefined && last.commitPages > 0;
+    if (event.kind === 'waited') this.#metrics.commitWaitSeconds.observe(event.waitedMs / 1000);
+    else noteDurabilityEvent(event, this.#events);
   }
 
   #fatal(error: KiteError): void {

@@ -100,7 +100,7 @@ async function showDatabase(exchange: Exchange): Promise<void> {
   if (wanted) {
     const gone = new AbortController();
     response.once('close', () => gone.abort());
-    if (!(await node.waitFor(name, wanted, waitOf(exchange), gone.signal)))
+    if (!(await node.databases.waitFor(name, wanted, waitOf(exchange), gone.signal)))
       throw new KiteError(
         'ERR_HTTP_NOT_REACHED',
         `${name} has not come to ${url.searchParams.get('token')} here`,
@@ -109,7 +109,7 @@ async function showDatabase(exchange: Exchange): Promise<void> {
   const { databases, nodeId, role, epoch, primary } = node.status();
   const database = databases.find((candidate) => candidate.name === name);
   if (!database) throw new KiteError('ERR_HTTP_NOT_FOUND', `there is no database ${name} on this node`);
-  const seen = await node.seen(name);
+  const seen = await node.databases.seen(name);
   sendJson(response, 200, {
     ...database,
     nodeId,
@@ -187,7 +187,7 @@ async function handOff(exchange: Exchange): Promise<void> {
 async function syncBackups(exchange: Exchange): Promise<void> {
   requireAdmin(exchange);
   const { node, response, url } = exchange;
-  await node.syncBackups(waitOf(exchange), url.searchParams.get('name') ?? undefined);
+  await node.databases.sync(waitOf(exchange), url.searchParams.get('name') ?? undefined);
   sendJson(response, 200, { backups: node.status().backups });
 }
 
@@ -200,13 +200,17 @@ async function rewind(exchange: Exchange): Promise<void> {
   const { node, url } = exchange;
   const plan = url.searchParams.get('plan');
   if (plan !== null) {
-    await streamLines(exchange, async () => ({ position: await node.commitRewind(plan) }));
+    await streamLines(exchange, async () => ({ position: await node.databases.commitRewind(plan) }));
     return;
   }
   const name = nameOf(exchange);
   const wanted = wantedOf(exchange);
   await streamLines(exchange, async (progress) => {
-    const { id, position, txid, clusterTxid, ...more } = await node.prepareRewind(name, wanted, progress);
+    const { id, position, txid, clusterTxid, ...more } = await node.databases.prepareRewind(
+      name,
+      wanted,
+      progress,
+    );
     const text = (value: bigint | undefined): string | undefined =>
       value === undefined ? undefined : formatTxid(value);
     return {
@@ -223,7 +227,7 @@ async function rewind(exchange: Exchange): Promise<void> {
 
 function cancelRewind(exchange: Exchange): void {
   requireAdmin(exchange);
-  exchange.node.cancelRewind(exchange.url.searchParams.get('plan') ?? '');
+  exchange.node.databases.cancelRewind(exchange.url.searchParams.get('plan') ?? '');
   sendJson(exchange.response, 200, {});
 }
 
@@ -231,7 +235,7 @@ async function repair(exchange: Exchange): Promise<void> {
   requireAdmin(exchange);
   const name = nameOf(exchange);
   await streamLines(exchange, async (progress) => {
-    const { url, timestampMs, clusterTxid, position } = await exchange.node.repair(name, progress);
+    const { url, timestampMs, clusterTxid, position } = await exchange.node.databases.repair(name, progress);
     const txid = clusterTxid === undefined ? undefined : formatTxid(clusterTxid);
     return { url, timestampMs, clusterTxid: txid, position: formatPosition(position) };
   });
@@ -282,7 +286,7 @@ async function halt(exchange: Exchange): Promise<void> {
   requireAdmin(exchange);
   const { node, response, url } = exchange;
   const id = idOf(exchange);
-  const { position, remainingMs } = await node.halt({
+  const { position, remainingMs } = await node.databases.halt({
     name: nameOf(exchange),
     id,
     waitMs: waitOf(exchange),
@@ -295,7 +299,7 @@ async function halt(exchange: Exchange): Promise<void> {
 
 async function unhalt(exchange: Exchange): Promise<void> {
   requireAdmin(exchange);
-  await exchange.node.unhalt(nameOf(exchange), idOf(exchange));
+  await exchange.node.databases.unhalt(nameOf(exchange), idOf(exchange));
   sendJson(exchange.response, 200, {});
 }
 
@@ -319,7 +323,7 @@ function waitOf({ url }: Exchange): number {
 async function exportDatabase(exchange: Exchange): Promise<void> {
   requireAdmin(exchange);
   const { node, response } = exchange;
-  const database = await node.exportDatabase(nameOf(exchange));
+  const database = await node.databases.export(nameOf(exchange));
   response.writeHead(200, {
     'content-type': 'application/vnd.sqlite3',
     'content-length': database.sizeBytes,
@@ -339,7 +343,7 @@ async function importDatabase(exchange: Exchange): Promise<void> {
   try {
     const { bavail, bsize } = await statfs(importDir);
     await receiveFile(request, path, Math.min(maxImportBytes, bavail * bsize));
-    outcome = await node.importDatabase(name, path, { ifNotExists });
+    outcome = await node.databases.import(name, path, { ifNotExists });
   } finally {
     await rm(path, { force: true });
   }

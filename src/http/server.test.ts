@@ -59,49 +59,51 @@ describe('the admin server', () => {
 
   const node: NodeApi = {
     status: () => status,
-    exportDatabase: (name) => {
-      if (name !== DATABASE.name) return Promise.reject(new KiteError('ERR_HTTP_NOT_FOUND', `no ${name}`));
-      return Promise.resolve({
-        sizeBytes: CONTENT.length,
-        async *chunks() {
-          yield await Promise.resolve(CONTENT.subarray(0, 100_000));
-          yield CONTENT.subarray(100_000);
-        },
-      });
-    },
-    importDatabase: (name, path) => {
-      imported = { name, bytes: readFileSync(path) };
-      return Promise.resolve({ position: '0000000000000001/8000000000000001', imported: true });
-    },
     promote: (request) => {
       asked = request;
       return Promise.resolve();
     },
     handOff: (target) => Promise.resolve(target ?? 'whoever'),
-    syncBackups: () => Promise.resolve(),
-    prepareRewind: () => Promise.reject(new KiteError('ERR_RESTORE_NOTHING', 'no backup')),
-    commitRewind: () => Promise.reject(new KiteError('ERR_REWIND_GONE', 'gone')),
-    cancelRewind: () => undefined,
-    repair: () => Promise.reject(new KiteError('ERR_REPAIR_SOUND', 'sound')),
-    halt: (request) => {
-      asked = request;
-      const position = { txid: 0x1fn, checksum: 0x8000000000000001n, epoch: 1n };
-      return Promise.resolve({ position, remainingMs: 10_000 });
-    },
-    unhalt: (name, id) => {
-      asked = { name, id };
-      return Promise.resolve();
-    },
     primary: () => primary,
     watch: (listener) => {
       listeners.add(listener);
       return () => listeners.delete(listener);
     },
-    waitFor: (name, entry, timeoutMs) => {
-      asked = { name, entry, timeoutMs };
-      return Promise.resolve(entry.txid < 100n);
+    databases: {
+      export: (name) => {
+        if (name !== DATABASE.name) return Promise.reject(new KiteError('ERR_HTTP_NOT_FOUND', `no ${name}`));
+        return Promise.resolve({
+          sizeBytes: CONTENT.length,
+          async *chunks() {
+            yield await Promise.resolve(CONTENT.subarray(0, 100_000));
+            yield CONTENT.subarray(100_000);
+          },
+        });
+      },
+      import: (name, path) => {
+        imported = { name, bytes: readFileSync(path) };
+        return Promise.resolve({ position: '0000000000000001/8000000000000001', imported: true });
+      },
+      sync: () => Promise.resolve(),
+      prepareRewind: () => Promise.reject(new KiteError('ERR_RESTORE_NOTHING', 'no backup')),
+      commitRewind: () => Promise.reject(new KiteError('ERR_REWIND_GONE', 'gone')),
+      cancelRewind: () => undefined,
+      repair: () => Promise.reject(new KiteError('ERR_REPAIR_SOUND', 'sound')),
+      halt: (request) => {
+        asked = request;
+        const position = { txid: 0x1fn, checksum: 0x8000000000000001n, epoch: 1n };
+        return Promise.resolve({ position, remainingMs: 10_000 });
+      },
+      unhalt: (name, id) => {
+        asked = { name, id };
+        return Promise.resolve();
+      },
+      waitFor: (name, entry, timeoutMs) => {
+        asked = { name, entry, timeoutMs };
+        return Promise.resolve(entry.txid < 100n);
+      },
+      seen: () => Promise.resolve({ epoch: 7n, txid: 25n }),
     },
-    seen: () => Promise.resolve({ epoch: 7n, txid: 25n }),
   };
   const call = (path: string, init?: RequestInit): Promise<Response> =>
     fetch(`http://127.0.0.1:${server.port}${path}`, init);
