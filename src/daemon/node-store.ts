@@ -1,6 +1,5 @@
 import {
   closeSync,
-  createReadStream,
   existsSync,
   fsync as fsyncCallback,
   openSync,
@@ -10,7 +9,6 @@ import {
   unlinkSync,
   writeSync,
 } from 'node:fs';
-import { readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
@@ -23,14 +21,7 @@ import { buildSnapshot } from '../capture/first-copy.js';
 import type { Logger } from '../observability/log.js';
 import type { CheckProgress } from '../store/background-check.js';
 import { KiteError, toKiteError } from '../errors.js';
-import {
-  formatPosition,
-  formatTxid,
-  NO_POSITION,
-  samePosition,
-  type Position,
-  type TxidRange,
-} from '../ltx/position.js';
+import { NO_POSITION, samePosition, type Position, type TxidRange } from '../ltx/position.js';
 import type { Metrics } from '../observability/metrics.js';
 import type { History } from '../proxy/history.js';
 import type {
@@ -45,20 +36,16 @@ import type {
 import { type DataDirectory, databasePaths } from '../store/data-directory.js';
 import { encodeDatabaseName } from '../store/database-name.js';
 import { FILES_PER_READ, Log, type LogFileMeta } from '../store/log.js';
-import { lostAfter } from '../store/lost-after.js';
 import { LostAndFound } from '../store/lost-and-found.js';
 import { syncFiles } from '../store/log-sync.js';
 import { formatChecksums } from '../store/page-difference.js';
 import type { EpochPosition, LogContents, LogFile } from '../store/types.js';
 import { ApplyQueue } from './apply-queue.js';
 import type { EventLog } from './event-log.js';
-import { RecentFiles } from './recent-files.js';
+import { LogReader, SMALL_FILE_BYTES } from './log-reader.js';
+import { Replacing } from './replacing.js';
 import { verifyFile } from './verify-file.js';
 import { verifyIncoming } from './verify-incoming.js';
-
-const RECENT_BYTES = 32 << 20;
-/** Files up to this size are received in memory and sent from memory. */
-const SMALL_FILE_BYTES = 256 << 10;
 
 const fsync = promisify(fsyncCallback);
 
@@ -67,9 +54,6 @@ const HALT_POLL_MS = 2;
 const DRAIN_LIMIT_MS = 5000;
 /** Page checksums per message: 256 KiB. */
 const CHECKSUM_PAGES = 32_768;
-/** Up to this size the database with the lost transactions is kept whole beside them, so that their rows can be shown. */
-const KEPT_DATABASE_BYTES = 256 << 20;
-
 /** One database as the main thread sees it. */
 interface Entry {
   readonly name: string;
@@ -115,9 +99,10 @@ export class NodeStore implements ReplicationStore {
   readonly #onResyncNeeded: (name: string) => void;
   readonly #onHaltOver: (name: string) => Promise<void>;
   readonly #lostAndFound: LostAndFound;
+  readonly #replacing: Replacing;
   readonly #entries = new Map<string, Entry>();
   readonly #listeners = new Set<(change: StoreChange) => void>();
-  readonly #recent = new RecentFiles(RECENT_BYTES);
+  readonly #reader = new LogReader((file, error) => this.#unusable(file, error));
   /** Log files found damaged: said once. */
   readonly #damaged = new Set<string>();
   #applier: Applier | undefined;
@@ -132,9 +117,17 @@ export class NodeStore implements ReplicationStore {
     this.#onResyncNeeded = options.onResyncNeeded;
     this.#onHaltOver = options.onHaltOver;
     this.#lostAndFound = new LostAndFound(options.data.path);
+    this.#replacing = new Replacing({
+      dataDir: options.data.path,
+      lostAndFound: this.#lostAndFound,
+      events: options.events,
+      metrics: options.metrics,
+      applier: () => this.#applier,
+      syncDatabase: (name) => this.#syncDatabase(name),
+    });
     this.#capture.on('transaction', ({ name, file, bytes }) => {
       this.#entry(name).log.noted(file);
-      if (bytes) this.#recent.add(file.path, bytes);
+      if (bytes) this.#reader.remember(file.path, bytes);
       this.#tell({ kind: 'transaction', name, file });
     });
     this.#capture.on('created', (name) => {
@@ -273,9 +266,7 @@ export class NodeStore implements ReplicationStore {
   }
 
   readFile(file: LogFile): Promise<Buffer> | AsyncIterable<Buffer> {
-    const bytes = this.#recent.get(file.path);
-    if (bytes) return Promise.resolve(bytes);
-    return file.sizeBytes <= SMALL_FILE_BYTES ? this.#readSmall(file) : this.#readLarge(file);
+    return this.#reader.read(file);
   }
 
   endOfEpoch(name: string, epoch: bigint): EpochPosition | undefined {
@@ -340,43 +331,13 @@ export class NodeStore implements ReplicationStore {
     return { path, position: { txid: file.maxTxid, checksum: file.postApplyChecksum, epoch: file.epoch } };
   }
 
-  /** A replica relies on each byte, and would refuse a damaged file again and again. */
-  async #readSmall(file: LogFile): Promise<Buffer> {
-    try {
-      const bytes = await readFile(file.path);
-      verifyIncoming(bytes, file);
-      return bytes;
-    } catch (error) {
-      throw this.#unusable(file, error);
-    }
-  }
-
-  /** Verified by the replica before it applies any of it: here it would hold the thread. */
-  async *#readLarge(file: LogFile): AsyncGenerator<Buffer> {
-    let bytes = 0;
-    try {
-      const stream = createReadStream(file.path, { highWaterMark: 256 << 10 });
-      for await (const chunk of stream as AsyncIterable<Buffer>) {
-        bytes += chunk.length;
-        yield chunk;
-      }
-    } catch (error) {
-      throw this.#unusable(file, error);
-    }
-    if (bytes === file.sizeBytes) return;
-    throw this.#unusable(file, new Error(`it has ${bytes} bytes and had ${file.sizeBytes}`));
-  }
-
-  #unusable(file: LogFile, cause: unknown): KiteError {
-    const why = cause instanceof Error ? cause.message : String(cause);
-    const error = new KiteError('ERR_STORE_LOG_DAMAGED', `${file.path} cannot be used: ${why}`, { cause });
+  #unusable(file: LogFile, error: KiteError): void {
     const before = { txid: file.minTxid - 1n, checksum: file.preApplyChecksum };
     for (const { name, log } of this.#entries.values()) {
       // Retention may have removed it meanwhile, which is no damage.
       if (databasePaths(this.#data.path, name).ltx !== dirname(file.path) || !log.contains(before)) continue;
       this.#logDamaged(name, error.message);
     }
-    return error;
   }
 
   #logDamaged(name: string, message: string): void {
@@ -490,14 +451,12 @@ export class NodeStore implements ReplicationStore {
     if (!entry || !this.#applier || entry.log.lastFile?.commitPages === 0) return;
     await entry.queue?.stop();
     const transactions = transactionsOf(entry.log);
-    const folder = entry.log.setAsideAfter(
-      0n,
-      this.#lostAndFound,
-      `epoch ${epoch} does not have this database`,
-    );
+    const why = `epoch ${epoch} does not have this database`;
+    const folder = entry.log.setAsideAfter(0n, this.#lostAndFound, why);
     await this.#applier.drop(name);
     this.#entries.delete(name);
-    this.#lost(name, transactions, `${name} is not in the cluster any more; its log was moved to ${folder}`);
+    const message = `${name} is not in the cluster any more; its log was moved to ${folder}`;
+    this.#replacing.lost(name, transactions, message);
     this.#tell({ kind: 'dropped', name });
   }
 
@@ -619,7 +578,7 @@ export class NodeStore implements ReplicationStore {
   async reopenLogs(): Promise<void> {
     for (const entry of this.#entries.values()) await entry.log.close();
     this.#entries.clear();
-    this.#recent.clear();
+    this.#reader.forget();
     this.openLogs({ repair: false });
   }
 
@@ -762,97 +721,6 @@ export class NodeStore implements ReplicationStore {
     entry.queue.kick();
   }
 
-  /**
-   * A snapshot or a difference is about to take the place of what the log of this node holds. What the primary's history has
-   * not got is kept in lost+found first, and with it what the database is now. Killed in here, the node has its old
-   * database with a part of its log, which is no position of that: it asks again. Returns whether nothing of the log may stay.
-   */
-  async #makeRoom(entry: Entry, meta: LogFileMeta, fork: EpochPosition | undefined): Promise<boolean> {
-    const { log, name } = entry;
-    const last = log.lastPosition;
-    const isDifference = meta.minTxid > 1n;
-    if (isDifference) {
-      const now = await this.#applier?.checksums(name, 1, 0);
-      if (now?.checksum !== meta.preApplyChecksum) {
-        throw new KiteError('ERR_REPLICATION_ORDER', `${name} is not what the difference is to`);
-      }
-      // From here on the log may hold only what differs: what the pages are now is then nowhere else.
-      await this.#syncDatabase(name);
-    }
-    const lost = last && this.#lostAfter(entry, last, meta, fork);
-    if (last && lost !== undefined) await this.#setAside(entry, last, lost, meta);
-    // Damaged, or not what the database is: kept for whoever wants to look, nothing is lost with it.
-    if (entry.needsSnapshot) log.setAsideAfter(0n, this.#lostAndFound, `replaced at TXID ${meta.maxTxid}`);
-    const end = log.lastPosition;
-    const isNext = end && meta.minTxid === end.txid + 1n && meta.preApplyChecksum === end.checksum;
-    if (isDifference) this.#metrics.differences.inc({ direction: 'received' });
-    // A newer snapshot takes the place of older files by itself.
-    return isDifference ? !isNext : end !== undefined && end.txid >= meta.maxTxid;
-  }
-
-  /** The TXID after which our log is not the primary's history; undefined: nowhere. */
-  #lostAfter(
-    { log }: Entry,
-    last: EpochPosition,
-    meta: LogFileMeta,
-    fork: EpochPosition | undefined,
-  ): bigint | undefined {
-    try {
-      if (fork || meta.minTxid > 1n) return lostAfter(log, fork);
-    } catch (error) {
-      // What cannot be read cannot be compared either: all of it is kept.
-      if (toKiteError(error).code === 'ERR_STORE_LOG_DAMAGED') return 0n;
-      throw error;
-    }
-    // A snapshot that nobody asked for says no fork. Ended in one epoch (one writer), ours is a part of it.
-    return last.epoch === meta.epoch && last.txid < meta.maxTxid ? undefined : 0n;
-  }
-
-  async #setAside(entry: Entry, last: EpochPosition, after: bigint, meta: LogFileMeta): Promise<void> {
-    const { log, name } = entry;
-    const from = after > 0n ? after : (log.firstFile?.minTxid ?? 1n) - 1n;
-    const transactions = Number(last.txid - from);
-    const { pageSize = 0, commitPages = 0 } = log.lastFile ?? {};
-    const database = join(this.#data.path, 'tmp', `lost-${encodeDatabaseName(name)}.ltx`);
-    const isKept = pageSize * commitPages <= KEPT_DATABASE_BYTES && (await this.#keep(name, database));
-    const reason = `epoch ${meta.epoch} went on from TXID ${after > 0n ? after : 'unknown'} without them`;
-    const folder = log.setAsideAfter(after, this.#lostAndFound, reason, {
-      transactions,
-      after: formatTxid(from),
-      end: formatPosition(last),
-      epoch: String(last.epoch),
-      certain: after > 0n,
-      ...(isKept ? { database } : {}),
-    });
-    const may = after > 0n ? 'that only this node has' : 'that the primary may not have';
-    this.#lost(
-      name,
-      transactions,
-      `${name}: ${transactions} transactions ${may} were moved to ${folder}; see them with kitefs lost`,
-    );
-  }
-
-  async #keep(name: string, path: string): Promise<boolean> {
-    try {
-      await this.#applier?.keep(name, path);
-      return this.#applier !== undefined;
-    } catch (error) {
-      // The transactions themselves are kept in any case: a node must come back also when this one cannot be read.
-      const why = toKiteError(error).message;
-      this.#events.add('keep-failed', `the database with the lost transactions is not kept: ${why}`, {
-        database: name,
-        level: 'warn',
-      });
-      rmSync(path, { force: true });
-      return false;
-    }
-  }
-
-  #lost(name: string, transactions: number, message: string): void {
-    this.#metrics.lostTransactions.inc({ db: name }, transactions);
-    this.#events.add('lost-transactions', message, { database: name, level: 'warn' });
-  }
-
   #receiveInMemory(entry: Entry, meta: LogFileMeta): IncomingFile {
     const chunks: Buffer[] = [];
     return {
@@ -889,7 +757,7 @@ export class NodeStore implements ReplicationStore {
           }
           // Else its content is verified by the applier before the first byte is applied: here it would block the thread.
           if (replaces) await verifyFile(path, meta);
-          isWhole = replaces !== undefined && (await this.#makeRoom(entry, meta, replaces.fork));
+          isWhole = replaces !== undefined && (await this.#replacing.makeRoom(entry, meta, replaces.fork));
           this.#received(entry, isWhole ? await log.replaceWith(path, meta) : log.appendPrepared(path, meta));
         } catch (error) {
           rmSync(path, { force: true });
