@@ -38,13 +38,17 @@ function readPage(path: string): string {
   }
 }
 
+/** What is known of the node. */
+export type FactSources = Pick<
+  StatusSources,
+  'config' | 'control' | 'store' | 'clusterId' | 'role' | 'ready' | 'holder' | 'members'
+>;
+
+/** How fresh a database of a replica is. */
+export type Freshness = (name: string) => ReturnType<Upstream['freshness']>;
+
 /** What the proxy is told of the node. */
-export function nodeFacts(
-  from: Pick<
-    StatusSources,
-    'config' | 'control' | 'store' | 'clusterId' | 'role' | 'ready' | 'holder' | 'members'
-  >,
-): NodeFacts {
+export function nodeFacts(from: FactSources): NodeFacts {
   const { config, control, store, role, holder } = from;
   const serves = isPrimary(role);
   return {
@@ -78,11 +82,11 @@ export function databaseView(
   name: string,
   store: NodeStore,
   role: NodeRole,
-  client: Upstream | undefined,
+  freshness: Freshness,
 ): DatabaseView | undefined {
   const history = store.history(name);
   if (!history) return undefined;
-  const ageMs = isPrimary(role) ? undefined : client?.freshness(name)?.maxAgeMs;
+  const ageMs = isPrimary(role) ? undefined : freshness(name)?.maxAgeMs;
   const freshAtMs = ageMs === undefined ? undefined : monotonicMs() - ageMs;
   return { ...history, freshAtMs: isPrimary(role) ? Infinity : freshAtMs };
 }

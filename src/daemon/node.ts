@@ -7,8 +7,8 @@ import { Applier } from '../applier/applier.js';
 import type { ApplierEvent } from '../applier/messages.js';
 import { Capture } from '../capture/capture.js';
 import { takeBack } from '../capture/take-back.js';
-import { Backups } from '../backup/backups.js';
-import { Drills } from '../drill/drills.js';
+import type { Backups } from '../backup/backups.js';
+import type { Drills } from '../drill/drills.js';
 import type { Config } from '../config/load.js';
 import { formatAddress } from '../config/values.js';
 import { BackedUp, BothAnswers } from '../durability/backed-up.js';
@@ -25,7 +25,7 @@ import { behind } from '../lease/election.js';
 import { Lease } from '../lease/lease.js';
 import type { LeaseEvent, LeaseHolder, LeasePositions, Member } from '../lease/types.js';
 import { formatPosition } from '../ltx/position.js';
-import { Proxy } from '../proxy/proxy.js';
+import type { Proxy } from '../proxy/proxy.js';
 import type { Logger } from '../observability/log.js';
 import { Metrics } from '../observability/metrics.js';
 import { isPrimary, type NodeRole, type NodeStatus } from '../observability/node-status.js';
@@ -43,7 +43,7 @@ import { openLease } from './lease-kinds.js';
 import { LockEnforcer } from './lock-enforcer.js';
 import { isHolder, reasonToEnter } from './node-state.js';
 import { NodeStore } from './node-store.js';
-import { databaseView, nodeFacts, proxySettings } from './node-proxy.js';
+import { startBackups, startDrills, startProxy, type PartsOptions } from './optional-parts.js';
 import { PositionWaits } from './position-waits.js';
 import { Promotion } from './promotion.js';
 import { Retention } from './retention.js';
@@ -312,8 +312,19 @@ export class Node implements NodeApi {
       this.#backedUp.commit(id, name, position);
     });
 
-    this.#backups = this.#startBackups(tmpDir);
-    this.#drills = this.#startDrills(tmpDir);
+    const parts: PartsOptions = {
+      config,
+      data: this.#data,
+      tmpDir,
+      store: this.#store,
+      logger: this.#logger,
+      events: this.#events,
+      metrics: this.#metrics,
+    };
+    const backups = (this.#backups = startBackups(parts, (name) => this.#backedUp.shipped(name)));
+    this.#undo.push(() => backups?.stop());
+    const drills = (this.#drills = startDrills(parts));
+    this.#undo.push(() => drills?.stop());
     const rewinds = new Rewinds({
       backups: config.backups,
       tmpDir,
@@ -413,9 +424,23 @@ export class Node implements NodeApi {
       holder: () => this.#holder,
     });
     this.#lease.start();
-    this.#proxy = await this.#startProxy();
+    const proxy = await startProxy(parts, {
+      facts: () => ({
+        config,
+        control: this.#control,
+        store: this.#store,
+        clusterId,
+        role: this.#role,
+        ready: this.#isReady(),
+        holder: this.#holder,
+        members: this.#lease?.members ?? [],
+      }),
+      freshness: (name) => this.#roles.client?.freshness(name),
+    });
+    this.#proxy = proxy;
+    this.#undo.push(() => proxy?.stop());
     // What the node has become while the proxy started.
-    this.#proxy?.nodeChanged();
+    proxy?.nodeChanged();
 
     const retention = new Retention(
       {
@@ -432,91 +457,6 @@ export class Node implements NodeApi {
       config.data.retentionMonitorIntervalMs,
     );
     this.#undo.push(() => clearInterval(timer));
-  }
-
-  #startBackups(tmpDir: string): Backups | undefined {
-    const { backups, data } = this.#config;
-    if (backups.length === 0) return undefined;
-    const store = this.#store;
-    const started = Backups.start({
-      backups,
-      dataDir: data.dir,
-      tmpDir,
-      logs: {
-        filesAfter: (name, position) => Promise.resolve(store.rangesAfter(name, position)),
-        contains: (name, position) => Promise.resolve(store.contains(name, position)),
-        copy: (name) => store.copyToFile(name),
-        logEnds: () => store.logEnds(),
-        hold: (name, afterTxid) => store.hold(name, afterTxid),
-      },
-      logger: this.#logger,
-      onEvent: ({ kind, message, name, level }) => {
-        this.#events.add(kind, message, { level, ...(name !== undefined && { database: name }) });
-      },
-      onPut: (type, name, sizeBytes) => {
-        this.#metrics.backupOperations.inc({ replica_type: type, operation: 'PUT' });
-        this.#metrics.backupBytes.inc({ replica_type: type, operation: 'PUT', db: name }, sizeBytes);
-      },
-      onError: (type) => this.#metrics.backupErrors.inc({ replica_type: type }),
-      onRestart: () => this.#metrics.backupRestarts.inc(),
-      onShipped: (name) => this.#backedUp.shipped(name),
-    });
-    this.#undo.push(() => started.stop());
-    store.subscribe((change) => {
-      if (change.kind === 'transaction') started.logged(change.name, change.file.maxTxid);
-    });
-    return started;
-  }
-
-  #startDrills(tmpDir: string): Drills | undefined {
-    const { backups, data, drill } = this.#config;
-    if (drill.intervalMs === 0) return undefined;
-    const drills = new Drills({
-      settings: drill,
-      backups,
-      dataDir: data.dir,
-      scratchDir: join(drill.dir ?? tmpDir, `kitefs-drill-${this.#data.node.nodeId}`),
-      hasDatabases: () => this.#store.databases().length > 0,
-      logger: this.#logger,
-      onEvent: (kind, message, level) => this.#events.add(kind, message, { level }),
-    });
-    this.#undo.push(() => drills.stop());
-    return drills;
-  }
-
-  async #startProxy(): Promise<Proxy | undefined> {
-    const settings = proxySettings(this.#config);
-    if (!settings) return undefined;
-    const store = this.#store;
-    const proxy = await Proxy.start({
-      settings,
-      logger: this.#logger,
-      facts: () =>
-        nodeFacts({
-          config: this.#config,
-          control: this.#control,
-          store,
-          clusterId: this.#data.clusterId ?? '',
-          role: this.#role,
-          ready: this.#isReady(),
-          holder: this.#holder,
-          members: this.#lease?.members ?? [],
-        }),
-      databases: () => store.databases(),
-      database: (name) => databaseView(name, store, this.#role, this.#roles.client),
-      seen: async (names) => {
-        const seen = await Promise.all(names.map(async (name) => [name, await store.seen(name)] as const));
-        return new Map(seen.flatMap(([name, position]) => (position ? [[name, position]] : [])));
-      },
-      onRestart: () => this.#metrics.proxyRestarts.inc(),
-      onCounted: (counted) => {
-        for (const { kind, by, status, count } of counted)
-          this.#metrics.proxyRequests.inc({ kind, by, code: String(status) }, count);
-      },
-    });
-    this.#undo.push(() => proxy.stop());
-    store.subscribe(({ name }) => proxy.databaseChanged(name));
-    return proxy;
   }
 
   /**
