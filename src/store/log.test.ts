@@ -475,7 +475,12 @@ test.each([true, false])(
     const removing = new Worker(
       `const { readdirSync, unlinkSync } = require('node:fs');
      const names = readdirSync(process.argv[2]).filter((name) => name.endsWith('.ltx')).toSorted();
-     for (const name of names.slice(0, -1)) unlinkSync(process.argv[2] + '/' + name);`,
+     const never = new Int32Array(new SharedArrayBuffer(4));
+     for (const name of names.slice(0, -1)) {
+       unlinkSync(process.argv[2] + '/' + name);
+       // So slowly that the log is opened many times meanwhile.
+       Atomics.wait(never, 0, 0, 500 / names.length);
+     }`,
       { eval: true, argv: [directory] },
     );
     const exited = once(removing, 'exit');
