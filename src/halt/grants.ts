@@ -56,10 +56,10 @@ export class HaltGrants implements HaltHost {
     return this.#options.ttlMs;
   }
 
-  /** Who writes a database; undefined: nobody, or the lock for it is being waited for. */
+  /** Who writes a database; undefined: nobody (any more), or the lock for it is being waited for. */
   status(name: string): HaltStatus | undefined {
     const grant = this.#grants.get(name);
-    if (!grant || grant.deadlineMs === Infinity) return undefined;
+    if (!grant || grant.ending || grant.deadlineMs === Infinity) return undefined;
     const { nodeId, id, deadlineMs } = grant;
     return { nodeId, id, remainingMs: Math.max(0, deadlineMs - monotonicMs()) };
   }
