@@ -6,7 +6,7 @@ import { defineConfig } from 'vitest/config';
  */
 const ALONE = [
   'test/chaos/{clocks,failover,kills,links}.test.ts',
-  'test/daemon/{full-disk,halt,hand-off}.test.ts',
+  'test/daemon/{full-disk,hand-off}.test.ts',
   'test/mount/large.test.ts',
   'test/traps/{durability,fencing,native}.test.ts',
 ];
@@ -29,6 +29,8 @@ export default defineConfig({
           name: 'unit',
           include: ['src/**/*.test.ts', 'test/simulation/**/*.test.ts'],
           testTimeout: 60_000,
+          // Both cores: by itself vitest leaves one free.
+          maxWorkers: 2,
         },
       },
       {

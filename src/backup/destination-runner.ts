@@ -99,8 +99,11 @@ export class DestinationRunner {
 
   /** Nothing waits for an interval or for the end of a pause. */
   hurry(): void {
-    // Also of a database that has not come to its pause yet.
-    for (const lane of this.#lanes.values()) lane.urgent = true;
+    for (const lane of this.#lanes.values()) {
+      // Also of a database that has not come to its pause yet.
+      lane.urgent = true;
+      lane.maintainAfterMs = 0;
+    }
     for (const [end, mayHurry] of this.#pauses) if (mayHurry) end();
   }
 

@@ -92,8 +92,10 @@ it('goes on when the bucket was away, after kill -9, and when its next object wa
   await writing;
   const removed = (): number => primary.log().split('past the retention').length;
   const before = removed();
-  await waitFor('retention', () => removed() > before + 2);
-  await write(5);
+  await waitFor('retention', async () => {
+    await write(5);
+    return removed() > before + 2;
+  });
   await follower.start();
   await cluster.assertSame('app.db');
   // Another epoch of the primary, which knows no more of its own.

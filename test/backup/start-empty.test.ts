@@ -78,7 +78,7 @@ it('goes on in the same bucket after its disk is gone, again and again', async (
   let expected = '';
   let epoch = 0n;
   const { clusterId } = await node.status();
-  for (let round = 1; round <= 3; round += 1) {
+  for (let round = 1; round <= 2; round += 1) {
     await insert(node, 'app.db', round);
     await insert(node, 'folder/b.db', round * 10);
     expected = await rows(node);
@@ -99,17 +99,17 @@ it('goes on in the same bucket after its disk is gone, again and again', async (
   }
   expect(node.log(), 'no set of all pages was needed').not.toContain('backup-resync');
   // The bucket is as if nothing had happened.
-  await insert(node, 'app.db', 4);
+  await insert(node, 'app.db', 3);
   await sync(node);
   const path = join(dir, 'zero.db');
   const url = `s3://backups/zero/app.db?endpoint=${encodeURIComponent(minio.endpoint)}&region=us-east-1`;
   await litestreamRestore(url, path, [], minio.env);
-  expect(await sqlite(path, 'SELECT group_concat(a) FROM t')).toBe('1,2,3,4');
+  expect(await sqlite(path, 'SELECT group_concat(a) FROM t')).toBe('1,2,3');
   // A disk that is there is taken as it is.
   await node.stop();
   const restores = node.log().split('was restored from').length;
   await node.start();
-  expect(await rows(node)).toBe('1,2,3,4');
+  expect(await rows(node)).toBe('1,2,3');
   expect(node.log().split('was restored from').length).toBe(restores);
   // What an image brings along does not take the place of what was restored.
   const image = join(dir, 'image.db');
@@ -117,7 +117,7 @@ it('goes on in the same bucket after its disk is gone, again and again', async (
   const url2 = `http://127.0.0.1:${node.httpPort}`;
   const words = ['import', '-url', url2, '-name', 'app.db', '-if-db-not-exists', image];
   expect((await runCli(words)).stdout).toContain('nothing is imported');
-  expect(await rows(node)).toBe('1,2,3,4');
+  expect(await rows(node)).toBe('1,2,3');
 });
 
 it('survives kill -9, of the primary and in the middle of the restore', async () => {
