@@ -52,6 +52,8 @@ export default defineConfig({
           sequence: { groupOrder: 2 },
         },
       },
+      // Not of `npm test`: these fetch whole distributions.
+      { test: { ...real, name: 'long', include: ['test/**/*.long.ts'], testTimeout: 1_800_000 } },
     ],
   },
 });
