@@ -1,6 +1,7 @@
 import type { EpochPosition } from '../store/types.js';
 import { monotonicMs } from '../util/clock.js';
 import type { DurabilityEvent } from './durability.js';
+import { Overdue, type Waiting } from './overdue.js';
 import { policyOf, type DurabilityPolicy } from './policy.js';
 
 const EIO = 5;
@@ -26,13 +27,10 @@ export interface BackedUpParts {
   readonly nowMs?: () => number;
 }
 
-interface Hold {
+interface Hold extends Waiting {
   readonly id: number;
   readonly position: EpochPosition;
-  readonly policy: DurabilityPolicy;
-  readonly sinceMs: number;
   hurriedMs: number;
-  told: boolean;
 }
 
 /**
@@ -45,7 +43,7 @@ export class BackedUp {
   readonly #holds = new Map<string, Hold>();
   /** Of each database the content that was answered as committed last. */
   readonly #promised = new Map<string, bigint>();
-  readonly #degraded = new Set<string>();
+  readonly #overdue: Overdue;
   #epoch = 0n;
   #active = false;
   #timer: NodeJS.Timeout | undefined;
@@ -53,6 +51,7 @@ export class BackedUp {
   constructor(parts: BackedUpParts) {
     this.#parts = parts;
     this.#nowMs = parts.nowMs ?? monotonicMs;
+    this.#overdue = new Overdue(parts.onEvent, this.#nowMs);
   }
 
   get waiting(): number {
@@ -61,7 +60,7 @@ export class BackedUp {
 
   /** Databases whose commits do not wait, though they should. */
   get degraded(): readonly string[] {
-    return [...this.#degraded];
+    return [...this.#overdue.degraded];
   }
 
   /** This node may write under this epoch. */
@@ -70,7 +69,7 @@ export class BackedUp {
     if (this.#epoch === epoch) return;
     this.#epoch = epoch;
     this.#promised.clear();
-    this.#degraded.clear();
+    this.#overdue.degraded.clear();
   }
 
   /** This node may not write any more: whatever waits is in doubt (trap 13). */
@@ -102,10 +101,10 @@ export class BackedUp {
   /** The first destination has more of a database, or is known not to take any. */
   shipped(name: string): void {
     this.#release(name);
-    if (!this.#degraded.has(name)) return;
+    if (!this.#overdue.degraded.has(name)) return;
     const end = this.#parts.store.position(name);
     if (!end || (this.#parts.backups.shipped(name) ?? -1n) < end.txid) return;
-    this.#degraded.delete(name);
+    this.#overdue.degraded.delete(name);
     this.#parts.onEvent({ kind: 'restored', name });
   }
 
@@ -134,8 +133,9 @@ export class BackedUp {
       answer(id, EIO);
       return true;
     }
-    if (!isThere && !this.#degrades(name, hold)) {
-      this.#complain(name, hold);
+    const missing = (): string => this.#missing(name, hold);
+    if (!isThere && !this.#overdue.degrades(name, hold, missing)) {
+      this.#overdue.complain(name, hold, missing);
       return false;
     }
     this.#holds.delete(name);
@@ -146,26 +146,8 @@ export class BackedUp {
     return true;
   }
 
-  #degrades(name: string, hold: Hold): boolean {
-    if (this.#degraded.has(name)) return true;
-    if (hold.policy.onTimeout === 'block' || !this.#isOverdue(hold)) return false;
-    this.#degraded.add(name);
-    this.#parts.onEvent({ kind: 'degraded', name, message: this.#missing(name, hold) });
-    return true;
-  }
-
-  #complain(name: string, hold: Hold): void {
-    if (hold.told || hold.policy.onTimeout !== 'block' || !this.#isOverdue(hold)) return;
-    hold.told = true;
-    this.#parts.onEvent({ kind: 'blocked', name, message: this.#missing(name, hold) });
-  }
-
   #missing(name: string, { sinceMs }: Hold): string {
     return `a commit in ${name} has waited ${Math.round(this.#nowMs() - sinceMs)} ms for the first of the backups`;
-  }
-
-  #isOverdue({ policy, sinceMs }: Hold): boolean {
-    return this.#nowMs() - sinceMs >= policy.timeoutMs;
   }
 }
 

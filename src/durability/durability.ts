@@ -2,6 +2,7 @@ import type { Acknowledged } from '../replication/server.js';
 import type { StoreChange } from '../replication/store.js';
 import type { EpochPosition } from '../store/types.js';
 import { monotonicMs } from '../util/clock.js';
+import { Overdue, type Waiting } from './overdue.js';
 import { policyFor, replicasNeeded, type DurabilityPolicy } from './policy.js';
 import { chooseSyncSet } from './sync-set.js';
 
@@ -62,12 +63,9 @@ export interface DurabilityState {
 }
 
 /** A commit in the log of this node whose answer waits. */
-interface Hold {
+interface Hold extends Waiting {
   readonly id: number;
   readonly position: EpochPosition;
-  readonly policy: DurabilityPolicy;
-  readonly sinceMs: number;
-  told: boolean;
 }
 
 /**
@@ -89,7 +87,7 @@ export class Durability {
   readonly #ends = new Map<string, Map<bigint, bigint>>();
   /** The newest position of each database that was answered as committed, by this primary or those before it. */
   readonly #promised = new Map<string, EpochPosition>();
-  readonly #degraded = new Set<string>();
+  readonly #overdue: Overdue;
   /** Replicas that had a commit wait for long, and until when they are left out. */
   readonly #slowUntilMs = new Map<string, number>();
   #epoch = 0n;
@@ -105,6 +103,7 @@ export class Durability {
   constructor(parts: DurabilityParts) {
     this.#parts = parts;
     this.#nowMs = parts.nowMs ?? monotonicMs;
+    this.#overdue = new Overdue(parts.onEvent, this.#nowMs);
     this.#isAsync = parts.policies.every(({ waitFor }) => waitFor === 'async');
   }
 
@@ -123,7 +122,7 @@ export class Durability {
     return {
       syncSet: this.#active ? (this.#settled ?? []) : [],
       waiting: this.#holds.size,
-      degraded: [...this.#degraded],
+      degraded: [...this.#overdue.degraded],
     };
   }
 
@@ -137,7 +136,7 @@ export class Durability {
       this.#joining = [];
       this.#ends.clear();
       this.#acknowledged.clear();
-      this.#degraded.clear();
+      this.#overdue.degraded.clear();
       this.#promised.clear();
       // What the primaries before this one have promised is in what this one has.
       for (const name of this.#parts.store.databases()) {
@@ -234,10 +233,10 @@ export class Durability {
     if (this.#settled === set) return;
     this.#settled = set;
     this.#parts.onEvent({ kind: 'sync-set', members: set });
-    for (const name of this.#degraded) {
+    for (const name of this.#overdue.degraded) {
       const policy = this.#policy(name);
       if (!policy || !this.#isEnough(this.#replicas, policy)) continue;
-      this.#degraded.delete(name);
+      this.#overdue.degraded.delete(name);
       this.#parts.onEvent({ kind: 'restored', name });
     }
   }
@@ -282,10 +281,14 @@ export class Durability {
     const sets = this.#parts.lease
       .syncSets()
       .map((set) => set.filter((nodeId) => nodeId !== this.#parts.nodeId));
-    const enough = sets.every((set) => this.#isEnough(set, policy)) || this.#degrades(name, hold, sets);
+    const missing = (): string => this.#missing(name, hold);
+    // With the replicas that are in the set: only when the smaller set is the only one that the record can have.
+    const degrades = (): boolean =>
+      this.#overdue.degraded.has(name) || (sets.length === 1 && this.#overdue.degrades(name, hold, missing));
+    const enough = sets.every((set) => this.#isEnough(set, policy)) || degrades();
     const all = [...sets.flat(), ...this.#joining];
     if (sets.length === 0 || !enough || !all.every((nodeId) => this.#has(nodeId, name, position))) {
-      this.#complain(name, hold);
+      this.#overdue.complain(name, hold, missing);
       return false;
     }
     this.#holds.delete(name);
@@ -293,22 +296,6 @@ export class Durability {
     this.#parts.onEvent({ kind: 'waited', name, waitedMs: this.#nowMs() - sinceMs });
     this.#parts.answer(id, 0);
     return true;
-  }
-
-  /** Whether this commit may return with the replicas that are in the set; said loudly when it is the first. */
-  #degrades(name: string, hold: Hold, sets: readonly (readonly string[])[]): boolean {
-    if (this.#degraded.has(name)) return true;
-    // Only when the smaller set is the only one that the record can have.
-    if (hold.policy.onTimeout === 'block' || !this.#isOverdue(hold) || sets.length !== 1) return false;
-    this.#degraded.add(name);
-    this.#parts.onEvent({ kind: 'degraded', name, message: this.#missing(name, hold) });
-    return true;
-  }
-
-  #complain(name: string, hold: Hold): void {
-    if (hold.told || hold.policy.onTimeout !== 'block' || !this.#isOverdue(hold)) return;
-    hold.told = true;
-    this.#parts.onEvent({ kind: 'blocked', name, message: this.#missing(name, hold) });
   }
 
   #missing(name: string, { policy, sinceMs }: Hold): string {
@@ -403,15 +390,12 @@ export class Durability {
     }
   }
 
-  #isOverdue({ policy, sinceMs }: Hold): boolean {
-    return this.#nowMs() - sinceMs >= policy.timeoutMs;
-  }
-
   /** The fewest replicas with which one of the waiting commits could return. */
   #enough(): number {
     const counts = [...this.#holds].map(([name, hold]) => {
       const degrades =
-        hold.policy.onTimeout === 'degrade' && (this.#degraded.has(name) || this.#isOverdue(hold));
+        hold.policy.onTimeout === 'degrade' &&
+        (this.#overdue.degraded.has(name) || this.#overdue.isLate(hold));
       return degrades ? 0 : this.#neededFor(hold.policy);
     });
     return Math.min(Infinity, ...counts);

@@ -7,7 +7,7 @@ import { parse as parseToml } from 'smol-toml';
 import { afterEach, describe, expect, it } from 'vitest';
 import { parse as parseYaml } from 'yaml';
 import { type Config, loadConfig } from '../../src/config/load.js';
-import { freePort, run, waitFor } from '../helpers/cluster.js';
+import { freePort, run } from '../helpers/cluster.js';
 import { alone, signTheBook, stage } from '../helpers/image.js';
 
 /** What deploy/ and fly.toml say, as far as it can be tried without the platforms. */
@@ -188,16 +188,6 @@ describe('the image', () => {
         env: { PATH: process.env['PATH'], ...alone({ root, proxy, app, http, peer }) },
       },
     );
-    let log = '';
-    daemon.stderr!.on('data', (chunk: Buffer) => (log += chunk.toString()));
-    const url = `http://127.0.0.1:${proxy}/`;
-    await waitFor(
-      () => `the example to answer; the log: ${log}`,
-      async () => {
-        expect(daemon!.exitCode, log).toBeNull();
-        return (await fetch(url).catch(() => undefined))?.status === 200;
-      },
-    );
-    await signTheBook(url);
+    await signTheBook(daemon, proxy);
   });
 });

@@ -1,6 +1,8 @@
+import type { ChildProcess } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect } from 'vitest';
+import { waitFor } from './cluster.js';
 
 export interface Instruction {
   readonly instruction: string;
@@ -53,8 +55,18 @@ export const alone = ({ root, proxy, app, http, peer }: ExamplePlace): Record<st
   DATABASE: `${root}/litefs/guestbook.db`,
 });
 
-/** Signs the guest book at this address, and reads it with the cookie of the answer. */
-export async function signTheBook(url: string): Promise<void> {
+/** Waits for the example behind a node's proxy, signs its guest book, and reads it with the cookie of the answer. */
+export async function signTheBook(node: ChildProcess, proxyPort: number): Promise<void> {
+  let log = '';
+  node.stderr!.on('data', (chunk: Buffer) => (log += chunk.toString()));
+  const url = `http://127.0.0.1:${proxyPort}/`;
+  await waitFor(
+    () => `the example to answer; the log: ${log}`,
+    async () => {
+      expect(node.exitCode, log).toBeNull();
+      return (await fetch(url).catch(() => undefined))?.status === 200;
+    },
+  );
   const body = new URLSearchParams({ name: 'Ada & <Grace>' });
   const signed = await fetch(url, { method: 'POST', body, redirect: 'manual' });
   expect([signed.status, signed.headers.get('location')]).toEqual([303, '/']);
