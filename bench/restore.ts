@@ -3,14 +3,13 @@
  * wrote, one after the other in each round: `npm run bench restore`. MEGABYTES changes the size. Prints seconds, MB/s and the largest resident
  * memory of each.
  */
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
-import { mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { mkdtempSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import Database from 'better-sqlite3';
 import { litestreamProgram, shipOnce } from '../test/helpers/litestream.js';
 import { TestMinio } from '../test/helpers/minio.js';
+import { measure, type Measured } from './measure.js';
 
 const ROUNDS = Number(process.env['ROUNDS'] ?? 3);
 const MEGABYTES = Number(process.env['MEGABYTES'] ?? 1500);
@@ -42,30 +41,6 @@ function makeDatabase(path: string): void {
   }
   db.pragma('wal_checkpoint(TRUNCATE)');
   db.close();
-}
-
-interface Measured {
-  readonly seconds: number;
-  readonly peakMb: number;
-}
-
-/** Runs a program to its end; its largest resident memory comes from the kernel. */
-async function measure(command: string, args: readonly string[], env: NodeJS.ProcessEnv): Promise<Measured> {
-  const started = performance.now();
-  const child = spawn(command, args, { env, stdio: ['ignore', 'ignore', 'inherit'] });
-  let peakKb = 0;
-  const look = setInterval(() => {
-    try {
-      const status = readFileSync(`/proc/${child.pid}/status`, 'utf8');
-      peakKb = Math.max(peakKb, Number(/VmHWM:\s+(\d+)/.exec(status)?.[1] ?? 0));
-    } catch {
-      // It has just ended.
-    }
-  }, 20);
-  const [code] = (await once(child, 'exit')) as [number];
-  clearInterval(look);
-  if (code !== 0) throw new Error(`${command} ${args.join(' ')} ended with ${code}`);
-  return { seconds: (performance.now() - started) / 1000, peakMb: peakKb / 1024 };
 }
 
 const dir = mkdtempSync(join(tmpdir(), 'kitefs-bench-restore-'));

@@ -12,8 +12,7 @@ import { hasLiteFs, LiteFsNodes } from './litefs.js';
 import { TestCluster, type TestNode, run, sqlite } from '../test/helpers/cluster.js';
 
 /**
- * `npm run bench [commits|durable|latency|reads|start|memory|apply|handoff|ltx|stream|failover|rejoin|restore|proxy]`: each section prints a table, with ratios
- * `npm run bench [commits|durable|latency|reads|start|memory|apply|handoff|ltx|stream|failover|rejoin|restore|shipping]`: each section prints a table, with ratios
+ * `npm run bench [commits|durable|latency|reads|start|memory|apply|handoff|ltx|stream|failover|rejoin|restore|sparse|shipping|proxy]`: each section prints a table, with ratios
  * against plain SQLite measured in the same run where there is one, against LiteFS where `litefs` is on PATH, and with what
  * is aimed at. Rounds are interleaved and the median counts. ROUNDS and SECONDS change the effort.
  */
@@ -311,6 +310,7 @@ const SECTIONS: Record<string, () => Promise<void>> = {
   failover: async () => table('kill -9 of the primary to the first write elsewhere', await benchFailover()),
   rejoin: async () => table('Return of a former primary', await benchRejoin()),
   restore: alone('./restore.js'),
+  sparse: alone('./sparse.js'),
   proxy: () => benchProxy(ROUNDS, SECONDS),
   shipping: alone('./shipping.js'),
 };

@@ -1,4 +1,4 @@
-import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
+import { closeSync, fstatSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
@@ -147,5 +147,26 @@ describe('writing a database from LTX files', () => {
     apply(writer, object(2, pages, commit));
     expect(writer.state.pages).toBe(commit);
     expect(() => apply(writer, object(3, [{ pgno: 1, data: page(1, large) }], commit - 1))).not.toThrow();
+  });
+
+  it('leaves holes for pages of zeros, also where something was before', () => {
+    const PAGES = 2000;
+    const size = 4096;
+    const writer = new DatabaseWriter(fd);
+    const state = (data: (pgno: number) => number): { pages: LtxPage[]; image: Buffer } => {
+      const pages = Array.from({ length: PAGES }, (_, i) => ({ pgno: i + 1, data: page(data(i + 1), size) }));
+      return { pages, image: Buffer.concat(pages.map((one) => one.data)) };
+    };
+    const sparse = state((pgno) => (pgno % 500 === 1 ? pgno : 0));
+    apply(writer, object(1, sparse.pages, PAGES, checksumOf(sparse.image, size)));
+    expect(written().equals(sparse.image)).toBe(true);
+    expect(fstatSync(fd).blocks * 512).toBeLessThan((PAGES * size) / 10);
+    const full = state((pgno) => 1 + (pgno % 7));
+    apply(writer, object(2, full.pages, PAGES, checksumOf(full.image, size)));
+    apply(writer, object(3, [full.pages[0]!], 1, checksumOf(full.pages[0]!.data as Buffer, size)));
+    const last = [full.pages[0]!, ...sparse.pages.slice(1)];
+    const image = Buffer.concat(last.map(({ data }) => data));
+    apply(writer, object(4, sparse.pages.slice(1), PAGES, checksumOf(image, size)));
+    expect(written().equals(image)).toBe(true);
   });
 });

@@ -32,6 +32,7 @@ export class DatabaseWriter {
   #pages = 0;
   #checksum = new DatabaseChecksum();
   #old = Buffer.alloc(0);
+  #zeros = Buffer.alloc(0);
   readonly #halves = new Uint32Array(2);
 
   /** Takes a descriptor to read and write: of an empty file, or of one that is in the given state. */
@@ -62,11 +63,14 @@ export class DatabaseWriter {
     if (header.pageSize !== this.#pageSize) this.#startOver(header.pageSize);
     const before = this.#pages;
     let grown = 0;
+    if (this.#zeros.length !== header.pageSize) this.#zeros = Buffer.alloc(header.pageSize);
     while (ltx.next()) {
-      if (ltx.pgno > before) grown += 1;
+      const isNew = ltx.pgno > before;
+      if (isNew) grown += 1;
       else this.#takeOut(ltx.pgno);
       this.#checksum.toggle(ltx.checksumHigh, ltx.checksumLow);
-      this.#put(ltx.pgno, ltx.page);
+      // Beyond its end the file has nothing yet: zeros are left out, and `#resize` gives it its length.
+      if (!(isNew && ltx.page.equals(this.#zeros))) this.#put(ltx.pgno, ltx.page);
     }
     this.#flush();
     this.#resize(before, header.commitPages, grown);
