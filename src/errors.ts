@@ -31,7 +31,7 @@ export const ERRORS = {
   ERR_INTERNAL: row('This is a bug in KiteFS: report it with the log.'),
 
   ERR_APPLIER_DAMAGED: row(
-    '`kitefs repair DB` makes it anew from its backup; from a peer: docs/runbooks/damaged-database.md. The other databases go on.',
+    '`kitefs repair DB` makes it anew from a replica or its backup (docs/runbooks/damaged-database.md). The other databases go on.',
     { http: 503, grpc: 9 },
   ),
   ERR_APPLIER_DIVERGED: row('The node gets the database from the primary again by itself.', {
@@ -44,7 +44,7 @@ export const ERRORS = {
     grpc: 3,
   }),
   ERR_APPLIER_REPLACE: row(
-    '`kitefs repair DB` makes it anew from its backup. Or remove it from the mount first, or import under another name (docs/runbooks/damaged-database.md).',
+    '`kitefs repair DB` makes it anew from a replica or its backup. Or remove it from the mount first, or import under another name (docs/runbooks/damaged-database.md).',
     { http: 409, grpc: 9 },
   ),
   ERR_APPLIER_IO: row('Check space and health of data.dir, and that the mount answers.', {
@@ -104,7 +104,7 @@ export const ERRORS = {
     grpc: 14,
   }),
   ERR_CAPTURE_DAMAGED: row(
-    '`kitefs repair DB` makes it anew from its backup; from a peer: docs/runbooks/damaged-database.md. The other databases go on.',
+    '`kitefs repair DB` makes it anew from a replica or its backup (docs/runbooks/damaged-database.md). The other databases go on.',
     { http: 503, grpc: 9 },
   ),
   ERR_CAPTURE_DIED: row('Look into the log; the node gives its role away and starts again.', { retry: true }),
@@ -361,6 +361,10 @@ export const ERRORS = {
     http: 404,
     grpc: 5,
   }),
+  ERR_RESTORE_RUNNING: row(
+    'Use `kitefs rewind` at the primary of the running cluster; or restore to a new file with -o; or stop all nodes first.',
+    { http: 409, grpc: 9 },
+  ),
 
   ERR_REPAIR_SOUND: row('Nothing; to put a database back to an earlier moment use `kitefs rewind`.', {
     http: 409,

@@ -22,9 +22,8 @@ export const isUrl = (word: string): boolean => /^[a-z][a-z0-9+.-]*:\/\//i.test(
  */
 export async function sourcesOf(word: string, config: () => LoadedConfig): Promise<BackupSource[]> {
   if (isUrl(word)) return [{ from: await openDestination(parseDestinationUrl(word)), folder: '' }];
-  const { backups, fuse } = config().config;
-  const name = isAbsolute(word) ? relative(fuse.dir, word) : word;
-  const folder = databaseFolder(name);
+  const { backups } = config().config;
+  const folder = databaseFolder(databaseNamed(word, config()));
   return await Promise.all(
     configured(backups).map(async ({ destination }) => ({
       from: await openDestination(destination),
@@ -32,6 +31,10 @@ export async function sourcesOf(word: string, config: () => LoadedConfig): Promi
     })),
   );
 }
+
+/** The database that a word names: its path in the mount, with or without `fuse.dir`. */
+export const databaseNamed = (word: string, { config: { fuse } }: LoadedConfig): string =>
+  isAbsolute(word) ? relative(fuse.dir, word) : word;
 
 /** All destinations of the configuration. Throws ERR_CONFIG_INVALID when it has none. */
 function configured<T>(backups: readonly T[]): readonly T[] {

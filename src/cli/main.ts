@@ -82,9 +82,11 @@ function program(): Command {
   addConfigOptions(
     kitefs
       .command('restore')
-      .description('restore a database from a backup of KiteFS or Litestream (0.5, 0.3) to a new file')
+      .description(
+        'restore a database from a backup of KiteFS or Litestream (0.5, 0.3): to a new file, or into the place of this node, which must be stopped',
+      )
       .argument('<url|db>', 's3://BUCKET/PATH[?endpoint=…], file:///PATH, or a database of the configuration')
-      .option('-o <file>', 'where to; it must not exist')
+      .option('-o <file>', 'where to; it must not exist. Without: in data.dir of the configuration')
       .option('--timestamp <moment>', 'as it was then: 2026-11-20T15:04:05Z, or "2h ago"')
       .option('--txid <hex>', 'as of this TXID of the bucket, as `kitefs backups` lists it')
       .option('--cluster-txid <hex>', 'as of this TXID of the cluster, as `kitefs status` shows it')
@@ -116,7 +118,9 @@ function program(): Command {
 
   kitefs
     .command('repair')
-    .description('make a damaged database of the primary anew from its backup; a replica mends itself')
+    .description(
+      'make a damaged database of a node anew: from a replica, which becomes the primary, else from its backup',
+    )
     .argument('<db>', 'the database, as its path in the mount')
     .option(...URL_OPTION)
     .action(async (name: string, { url }: { url: string }) => {

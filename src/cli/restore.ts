@@ -4,8 +4,14 @@ import type { LoadedConfig } from '../config/load.js';
 import { parseDuration } from '../config/values.js';
 import { KiteError, toKiteError } from '../errors.js';
 import { formatTxid } from '../ltx/position.js';
-import { restore, type IntegrityCheck, type RestoreRequest, type Wanted } from '../restore/restore.js';
-import { type BackupSource, sourcesOf } from './backup-source.js';
+import {
+  restore,
+  type IntegrityCheck,
+  type Restored,
+  type RestoreRequest,
+  type Wanted,
+} from '../restore/restore.js';
+import { type BackupSource, databaseNamed, isUrl, sourcesOf } from './backup-source.js';
 import { print } from './output.js';
 import { ProgressBar, sizeText } from './progress.js';
 
@@ -23,14 +29,49 @@ export interface RestoreFlags {
 
 const usage = (message: string): KiteError => new KiteError('ERR_CLI_USAGE', message);
 
-/** `kitefs restore -o FILE URL|DB`. */
+/** `kitefs restore -o FILE URL|DB`, and `kitefs restore DB` into the place of a node that does not run. */
 export async function runRestore(
   word: string,
   flags: RestoreFlags,
   config: () => LoadedConfig,
 ): Promise<void> {
-  if (flags.o === undefined) throw usage('-o FILE is required: where the database is restored to');
-  const output = resolve(flags.o);
+  const how = howOf(flags);
+  if (flags.o !== undefined) {
+    const output = resolve(flags.o);
+    if (flags.ifDbNotExists && existsSync(output)) return sayThere(output);
+    const found = await restoreFirst(await sourcesOf(word, config), { ...how, output }, flags);
+    if (found) print(`${output}: ${describe(found)}`);
+    return;
+  }
+  if (isUrl(word))
+    throw usage(
+      'with a URL -o FILE is required; without -o give the name of a database of the configuration',
+    );
+  const { StoppedNode } = await import('../daemon/restore-in-place.js');
+  const loaded = config();
+  const name = databaseNamed(word, loaded);
+  const sources = await sourcesOf(word, () => loaded);
+  const node = await StoppedNode.open(loaded.config, name);
+  try {
+    if (flags.ifDbNotExists && node.hasDatabase) return sayThere(name);
+    const found = await restoreFirst(sources, { ...how, output: node.output }, flags);
+    if (!found) return;
+    const { goesOn, txid, epoch, kept } = await node.put(found.restored);
+    print(`${name}: ${describe(found)}`);
+    print(
+      goesOn
+        ? `It is the newest state that there is, and its history goes on: TXID ${formatTxid(txid)}.`
+        : `It is a new transaction after all that are known: TXID ${formatTxid(txid)}, epoch ${epoch}. Start this node before the others.`,
+    );
+    if (kept !== undefined) print(`What was there is in ${kept}`);
+  } finally {
+    await node.close();
+  }
+}
+
+const sayThere = (what: string): void => print(`${what} is there already: nothing is restored`);
+
+function howOf(flags: RestoreFlags): Omit<How, 'output'> {
   const wanted = wantedOf(flags);
   const integrityCheck = flags.integrityCheck as IntegrityCheck;
   if (!['none', 'quick', 'full'].includes(integrityCheck))
@@ -38,18 +79,29 @@ export async function runRestore(
   const parallelism = Number(flags.parallelism);
   if (!(Number.isInteger(parallelism) && parallelism >= 1 && parallelism <= 64))
     throw usage(`-parallelism ${flags.parallelism}: give a number from 1 to 64`);
-  if (flags.ifDbNotExists && existsSync(output)) {
-    print(`${output} is there already: nothing is restored`);
-    return;
-  }
-  const sources = await sourcesOf(word, config);
+  return { wanted, integrityCheck, parallelism };
+}
+
+type How = Pick<RestoreRequest, 'output' | 'wanted' | 'parallelism' | 'integrityCheck'>;
+
+interface Found {
+  readonly restored: Restored;
+  readonly url: string;
+  readonly seconds: number;
+}
+
+/** From the first source that can give it; undefined when none has a backup and that is no error. */
+async function restoreFirst(
+  sources: readonly BackupSource[],
+  how: How,
+  { ifReplicaExists }: RestoreFlags,
+): Promise<Found | undefined> {
   const errors: KiteError[] = [];
   try {
     for (const source of sources) {
       if (errors.length > 0) say(`${errors.at(-1)!.message}. Trying ${source.from.url}`);
       try {
-        await restoreFrom(source, { output, wanted, parallelism, integrityCheck });
-        return;
+        return await restoreFrom(source, how);
       } catch (error) {
         const failed = toKiteError(error);
         // Anything else is not the destination's trouble.
@@ -60,16 +112,15 @@ export async function runRestore(
   } finally {
     for (const { from } of sources) from.close();
   }
-  if (!flags.ifReplicaExists || errors.some(({ code }) => code !== 'ERR_RESTORE_NOTHING'))
+  if (!ifReplicaExists || errors.some(({ code }) => code !== 'ERR_RESTORE_NOTHING'))
     throw errors.find(({ code }) => code !== 'ERR_RESTORE_NOTHING') ?? errors[0]!;
   print(`${sources.map(({ from }) => from.url).join(', ')}: no backup; nothing is restored`);
+  return undefined;
 }
 
 const say = (line: string): void => void process.stderr.write(`kitefs: ${line}\n`);
 
-type How = Pick<RestoreRequest, 'output' | 'wanted' | 'parallelism' | 'integrityCheck'>;
-
-async function restoreFrom(source: BackupSource, how: How): Promise<void> {
+async function restoreFrom(source: BackupSource, how: How): Promise<Found> {
   const bar = new ProgressBar('restoring');
   const started = Date.now();
   try {
@@ -82,22 +133,22 @@ async function restoreFrom(source: BackupSource, how: How): Promise<void> {
       },
       onProgress: (done, total) => bar.update(done, total),
     });
-    bar.end();
-    const seconds = (Date.now() - started) / 1000;
-    print(
-      [
-        `${how.output}: ${sizeText(restored.sizeBytes)} in ${seconds.toFixed(1)} s from ${source.from.url}`,
-        restored.txid !== undefined && `TXID ${formatTxid(restored.txid)}`,
-        restored.clusterTxid !== undefined && `cluster TXID ${formatTxid(restored.clusterTxid)}`,
-        `as of ${new Date(restored.timestampMs).toISOString()}`,
-        restored.verified && 'its checksum is the one recorded at that commit',
-      ]
-        .filter((part) => part !== false)
-        .join(', '),
-    );
+    return { restored, url: source.from.url, seconds: (Date.now() - started) / 1000 };
   } finally {
     bar.end();
   }
+}
+
+function describe({ restored, url, seconds }: Found): string {
+  return [
+    `${sizeText(restored.sizeBytes)} in ${seconds.toFixed(1)} s from ${url}`,
+    restored.txid !== undefined && `TXID ${formatTxid(restored.txid)}`,
+    restored.clusterTxid !== undefined && `cluster TXID ${formatTxid(restored.clusterTxid)}`,
+    `as of ${new Date(restored.timestampMs).toISOString()}`,
+    restored.verified && 'its checksum is the one recorded at that commit',
+  ]
+    .filter((part) => part !== false)
+    .join(', ');
 }
 
 /** The moment that -timestamp, -txid or -cluster-txid names, the latest without them. Throws ERR_CLI_USAGE. */

@@ -57,11 +57,18 @@ export async function rewind(name: string, flags: RewindFlags): Promise<void> {
   print(`to undo: kitefs rewind -cluster-txid ${txidOf(plan.position)} ${name}`);
 }
 
-/** `kitefs repair DB`: has the primary make a damaged database anew from its backup. Throws what the primary answers. */
+/** `kitefs repair DB`: has a node make a damaged database anew from a peer or its backup. Throws what the node answers. */
 export async function repair(name: string, url: string): Promise<void> {
   const answer = await call(url, 'repair', new URLSearchParams({ name }));
-  const { position, timestampMs, ...from } = answer as { position: string; timestampMs: number; url: string };
+  const { position, timestampMs, primary, ...from } = answer as {
+    position: string;
+    timestampMs: number;
+    url: string;
+    primary?: string;
+  };
   print(`${name} is as of ${new Date(timestampMs).toISOString()}, from ${from.url}, and at ${position} now`);
+  if (primary !== undefined)
+    print(`${primary} is the primary now; when this node's disk is well, kitefs promote brings that back`);
 }
 
 const txidOf = (position: string): string => position.slice(0, 16);

@@ -45,10 +45,10 @@ export interface FoundBackups {
 }
 
 /**
- * Looks into every destination: all of them have to answer, because one that does not may be the one that is furthest. Throws
- * ERR_BACKUP_*; ERR_BACKUP_OTHER_CLUSTER when they are not of one cluster.
+ * Looks into every destination: all of them have to answer, because one that does not may be the one that is furthest. With `only`: for
+ * this database, also when it was dropped. Throws ERR_BACKUP_*; ERR_BACKUP_OTHER_CLUSTER when they are not of one cluster.
  */
-export async function findBackups(backups: readonly BackupSettings[]): Promise<FoundBackups> {
+export async function findBackups(backups: readonly BackupSettings[], only?: string): Promise<FoundBackups> {
   let clusterId: string | undefined;
   let epoch = 0n;
   const furthest = new Map<string, FoundDatabase>();
@@ -64,7 +64,7 @@ export async function findBackups(backups: readonly BackupSettings[]): Promise<F
       }
       clusterId ??= head?.clusterId;
       if (head && head.epoch > epoch) epoch = head.epoch;
-      for (const folder of await databaseFolders(from)) {
+      for (const folder of only === undefined ? await databaseFolders(from) : [databaseFolder(only)]) {
         const name = databaseOf(folder);
         if (name === undefined) {
           throw new KiteError(
@@ -72,7 +72,8 @@ export async function findBackups(backups: readonly BackupSettings[]): Promise<F
             `${from.url} is the folder of one database, or of another program: a path in \`backups\` has a folder for each database`,
           );
         }
-        if (head?.databases[folder.slice(0, -1)]?.droppedMs !== undefined) continue;
+        const isDropped = head?.databases[folder.slice(0, -1)]?.droppedMs !== undefined;
+        if (isDropped && only === undefined) continue;
         const newest = await newestOf(from, folder);
         if (!newest) continue;
         if (newest.stamp && newest.stamp.epoch > epoch) epoch = newest.stamp.epoch;
@@ -189,7 +190,7 @@ export async function restoreSeed(
 const STEP_PAGES = 64;
 
 /** Writes a SQLite file as a snapshot, which is durable then. Throws ERR_RESTORE_DAMAGED for what is no database. */
-async function encodeWhole(
+export async function encodeWhole(
   source: string,
   path: string,
   at: { readonly txid: bigint; readonly epoch: bigint; readonly timestampMs: number },

@@ -6,6 +6,7 @@ import { fsyncDirectory, isErrno, replaceFile } from '../util/files.js';
 import { databaseLocks, findLockHolder } from '../util/lock-holder.js';
 import { decodeDatabaseName, encodeDatabaseName } from './database-name.js';
 import { migrateLiteFsLayout } from './litefs-layout.js';
+import { finishReplacements } from './replacements.js';
 
 /** What a node remembers about itself: `<data>/node.json`. */
 export interface NodeState {
@@ -59,6 +60,7 @@ export class DataDirectory {
     this.path = path;
     this.#lock = lock;
     for (const folder of ['dbs', 'lost+found', 'tree']) mkdirSync(join(path, folder), { recursive: true });
+    finishReplacements(path);
     this.#clusterId = readText(join(path, 'clusterid'))?.trim() || undefined;
     const known = readText(join(path, 'node.json'));
     this.#node =
