@@ -2,14 +2,15 @@ import { constants, createReadStream } from 'node:fs';
 import { cp, rm, stat } from 'node:fs/promises';
 import { randomUUID } from 'node:crypto';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Applier } from '../applier/applier.js';
 import type { Backups } from '../backup/backups.js';
 import type { Capture } from '../capture/capture.js';
 import type { Config } from '../config/load.js';
-import { KiteError } from '../errors.js';
+import { KiteError, toKiteError } from '../errors.js';
 import type { Halted, HaltLocks, HaltRequest } from '../halt/locks.js';
 import type { DatabaseApi, ExportedDatabase } from '../http/node-api.js';
-import { formatPosition, formatTxid, NO_POSITION } from '../ltx/position.js';
+import { formatPosition, formatTxid, NO_POSITION, samePosition } from '../ltx/position.js';
 import { isPrimary, type NodeRole } from '../observability/node-status.js';
 import type { TokenEntry } from '../proxy/token.js';
 import type { Wanted } from '../restore/restore.js';
@@ -22,6 +23,7 @@ import type { Progress, Repaired, RewindPlan, Rewinds } from './rewind.js';
 
 /** How long a rewind waits until the backups have what it undoes. */
 const REWIND_SYNC_MS = 30_000;
+const MEND_POLL_MS = 20;
 
 export interface DatabaseRequestsOptions {
   readonly dataDir: string;
@@ -36,6 +38,9 @@ export interface DatabaseRequestsOptions {
   readonly positionWaits: PositionWaits;
   readonly events: EventLog;
   readonly role: () => NodeRole;
+  /** Whether another node could be the primary; hands over to one that has everything, resolves with its id. */
+  readonly canHandOff: () => boolean;
+  readonly handOff: (reason: string) => Promise<string>;
   /** Throws ERR_DAEMON_NOT_PRIMARY, with where the primary is. */
   readonly requirePrimary: () => void;
 }
@@ -111,10 +116,55 @@ export class DatabaseRequests implements DatabaseApi {
   }
 
   async repair(name: string, onProgress: Progress): Promise<Repaired> {
-    this.#o.requirePrimary();
     const error = this.#o.store.error(name);
     if (this.#exists(name) && !error)
       throw new KiteError('ERR_REPAIR_SOUND', `nothing is known to be wrong with ${name}`);
+    // A replica mends itself; asked for, it reads every page at once.
+    if (error && this.#o.role() === 'replica') return await this.#mendAsReplica(name, error, undefined);
+    this.#o.requirePrimary();
+    return (await this.#repairFromPeer(name, error)) ?? (await this.#repairFromBackups(name, onProgress));
+  }
+
+  /**
+   * A replica that has everything becomes the primary, and this node mends itself as its replica: nothing is lost, and nothing is removed
+   * and made again. Undefined when there is none: then this node is the primary still.
+   */
+  async #repairFromPeer(name: string, error: KiteError | undefined): Promise<Repaired | undefined> {
+    if (!error || !this.#exists(name) || !this.#o.canHandOff()) return undefined;
+    try {
+      const primary = await this.#o.handOff(`${name} is damaged here`);
+      return await this.#mendAsReplica(name, error, primary);
+    } catch (thrown) {
+      // Called off: nobody else has everything.
+      if (toKiteError(thrown).code === 'ERR_LEASE_HANDOFF' && isPrimary(this.#o.role())) return undefined;
+      throw thrown;
+    }
+  }
+
+  async #mendAsReplica(name: string, error: KiteError, primary: string | undefined): Promise<Repaired> {
+    const { store, events } = this.#o;
+    while (this.#o.role() !== 'replica') {
+      if (this.#o.role() === 'closed') throw new KiteError('ERR_DAEMON_NOT_READY', 'this node stops');
+      await sleep(MEND_POLL_MS);
+    }
+    await store.readAnew(name, error);
+    for (;;) {
+      const position = store.appliedPosition(name);
+      const end = store.position(name);
+      if (!store.error(name) && position && end && samePosition(position, end)) {
+        const url = primary ?? 'the primary';
+        events.add('repaired', `${name} was made anew from the log and what ${url} has; nothing is lost`, {
+          database: name,
+        });
+        return { url, primary, timestampMs: Date.now(), clusterTxid: position.txid, position };
+      }
+      if (this.#o.role() !== 'replica')
+        throw new KiteError('ERR_DAEMON_NOT_READY', `this node is ${this.#o.role()} now: ask again`);
+      await sleep(MEND_POLL_MS);
+    }
+  }
+
+  async #repairFromBackups(name: string, onProgress: Progress): Promise<Repaired> {
     const end = this.#o.store.position(name);
     // What was committed and is in the log goes first: then nothing is lost.
     if (this.#exists(name)) await this.#o.backups?.sync(REWIND_SYNC_MS, name);

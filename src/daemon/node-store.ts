@@ -479,6 +479,23 @@ export class NodeStore implements ReplicationStore {
     entry.queue.reopen();
   }
 
+  /**
+   * On a replica: every page of a database is read again, and compared with the log; what that does not explain is made anew. `error` stays
+   * until it is done.
+   */
+  async readAnew(name: string, error: KiteError): Promise<void> {
+    const entry = this.#entries.get(name);
+    const applier = this.#applier;
+    if (!entry || !applier) return;
+    entry.error = error;
+    await entry.queue?.stop();
+    entry.queue = undefined;
+    // Closing saves checksums, which know nothing of what has become of the pages.
+    await applier.close(name);
+    rmSync(databasePaths(this.#data.path, name).checksums, { force: true });
+    if (this.#entries.get(name) === entry) this.#startQueue(entry);
+  }
+
   // --- HALT: this replica writes a database
 
   /**

@@ -345,6 +345,8 @@ export class Node implements NodeApi {
       positionWaits,
       events: this.#events,
       role: () => this.#role,
+      canHandOff: () => this.#handOff?.possible ?? false,
+      handOff: (reason) => this.#runHandOff({ target: undefined, waitMs: HAND_OFF_WAIT_MS, reason }),
       requirePrimary: () => this.#requirePrimary(),
     });
 

@@ -48,7 +48,10 @@ export interface RewindPlan {
 
 /** What a repair has put in place. */
 export interface Repaired {
+  /** Of the backup, or the node that had it. */
   readonly url: string;
+  /** The node that is the primary now instead of this one. */
+  readonly primary?: string | undefined;
   readonly timestampMs: number;
   readonly clusterTxid: bigint | undefined;
   readonly position: EpochPosition;
@@ -199,7 +202,13 @@ export class Rewinds {
         from.close();
       }
     }
-    throw failed ?? new KiteError('ERR_RESTORE_NOTHING', 'this node has no backups configured');
+    throw (
+      failed ??
+      new KiteError(
+        'ERR_RESTORE_NOTHING',
+        'this node has no backups configured, and no replica that has everything and could be the primary',
+      )
+    );
   }
 
   async #commit(name: string, path: string): Promise<EpochPosition> {

@@ -235,9 +235,10 @@ async function repair(exchange: Exchange): Promise<void> {
   requireAdmin(exchange);
   const name = nameOf(exchange);
   await streamLines(exchange, async (progress) => {
-    const { url, timestampMs, clusterTxid, position } = await exchange.node.databases.repair(name, progress);
+    const repaired = await exchange.node.databases.repair(name, progress);
+    const { url, primary, timestampMs, clusterTxid, position } = repaired;
     const txid = clusterTxid === undefined ? undefined : formatTxid(clusterTxid);
-    return { url, timestampMs, clusterTxid: txid, position: formatPosition(position) };
+    return { url, primary, timestampMs, clusterTxid: txid, position: formatPosition(position) };
   });
 }
 
