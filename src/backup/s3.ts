@@ -104,6 +104,28 @@ class S3Destination implements Destination {
       ...(accessKeyId !== undefined &&
         secretAccessKey !== undefined && { credentials: { accessKeyId, secretAccessKey } }),
     });
+    this.#learnRegion();
+  }
+
+  /**
+   * Signs for the region that a refusal names, from then on: who runs a compatible often does not know that it has one. (The library
+   * itself follows S3's redirects only.)
+   */
+  #learnRegion(): void {
+    const { config, middlewareStack } = this.#client;
+    middlewareStack.add(
+      (next) => async (args) => {
+        try {
+          return await next(args);
+        } catch (error) {
+          const region = regionNamedBy(error);
+          if (region === undefined || region === (await config.region())) throw error;
+          config.region = async () => region;
+          return await next(args);
+        }
+      },
+      { step: 'initialize', name: 'learnRegion' },
+    );
   }
 
   async *list(prefix: string, options: { readonly after?: string } = {}): AsyncGenerator<StoredObject> {
@@ -298,8 +320,9 @@ class S3Destination implements Destination {
     const code = codeOf(error);
     if (code === 'NoSuchKey') return missingObject(this.url, key, error);
     // Only S3's own code and words: a message of the transport may show headers.
-    const text = (error as { message?: string }).message ?? '';
-    const message = `${this.url}: cannot ${what} ${key === '' ? 'it' : key}: ${code}${text && ` (${text})`}`;
+    const { message: text = '', Endpoint: elsewhere } = error as { message?: string; Endpoint?: string };
+    const where = elsewhere === undefined ? '' : `; it is at ${elsewhere}: set region or endpoint`;
+    const message = `${this.url}: cannot ${what} ${key === '' ? 'it' : key}: ${code}${text && ` (${text})`}${where}`;
     return new KiteError(kindOf(code, statusOf(error)), message, { cause: error });
   }
 }
@@ -315,6 +338,13 @@ const statusOf = (error: unknown): number =>
 /** 409: a conditional write met another one; it is not known which of them stays. */
 const isPrecondition = (error: unknown): boolean =>
   codeOf(error) === 'PreconditionFailed' || statusOf(error) === 412;
+
+/** Of a request that was signed for another region. */
+function regionNamedBy(error: unknown): string | undefined {
+  if (codeOf(error) !== 'AuthorizationHeaderMalformed') return undefined;
+  const { Region, message = '' } = error as { Region?: string; message?: string };
+  return Region ?? /expecting '([a-z0-9-]+)'/.exec(message)?.[1];
+}
 
 const DENIED =
   /^(AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|CredentialsProviderError|RequestTimeTooSkewed|ExpiredToken|InvalidToken|AuthorizationHeaderMalformed)$/;

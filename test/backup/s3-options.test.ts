@@ -150,3 +150,27 @@ it('says what a server in trouble said, and whether to try again', async () => {
     link.stop();
   }
 });
+
+it('signs for the region that a refusal names, and says where a bucket is that is elsewhere', async () => {
+  process.env['MINIO_REGION'] = 'eu-central-1';
+  const abroad = await TestMinio.start(['backups']);
+  delete process.env['MINIO_REGION'];
+  const link = await BadLink.to(abroad.port);
+  try {
+    const at = await open({ ...keys(), endpoint: abroad.endpoint });
+    expect(await at.compareAndSet('head', undefined, Buffer.from('head'))).toBe(true);
+    await works(at);
+    expect(await at.folders('')).toEqual([]);
+    const where = 'b.s3-eu-central-1.example.com';
+    link.answer = httpAnswer(
+      '301 Moved Permanently',
+      `<Error><Code>PermanentRedirect</Code><Message>words</Message><Endpoint>${where}</Endpoint></Error>`,
+    );
+    const moved = await open({ ...keys(), endpoint: `http://127.0.0.1:${link.port}` });
+    const refused = await refusal(moved.create('x', Buffer.from('x'), 0));
+    expect(refused.message).toContain(where);
+  } finally {
+    link.stop();
+    await abroad.stop();
+  }
+});
