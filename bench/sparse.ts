@@ -1,8 +1,19 @@
 /**
- * Restoring a database of 25 million pages of which one in a thousand holds something: `npm run bench sparse`. PAGES changes the size. Prints
- * seconds, the largest resident memory, and what the restored file takes on the disk.
+ * Restoring a database of 25 million pages of which one in a thousand holds something: `npm run bench sparse`. PAGES changes the size, DIR keeps what is made for
+ * the next time. Prints seconds, the largest resident memory, and what the restored file takes on the disk.
  */
-import { closeSync, mkdirSync, mkdtempSync, openSync, readSync, rmSync, statSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { DatabaseChecksum, pageChecksumInto } from '../src/ltx/checksum.js';
@@ -35,9 +46,10 @@ function makeBackup(dir: string): void {
     total.toggle(sum[0]!, sum[1]!);
   }
   const folder = join(dir, 'ltx/9');
-  mkdirSync(folder, { recursive: true });
+  const making = join(dir, 'making');
+  mkdirSync(making, { recursive: true });
   const range = { minTxid: 1n, maxTxid: 1n };
-  const fd = openSync(join(folder, ltxFileName(range)), 'w');
+  const fd = openSync(join(making, ltxFileName(range)), 'w');
   const encoder = new LtxEncoder();
   const sizes = { pageSize: PAGE_SIZE, commitPages: PAGES, timestampMs: Date.now(), preApplyChecksum: 0n };
   const stamp = { epoch: 1n, clusterTxid: 1n, clusterChecksum: total.value };
@@ -45,6 +57,8 @@ function makeBackup(dir: string): void {
   for (let pgno = 1; pgno <= PAGES; pgno += 1) if (pgno !== lock) encoder.addPage(pgno, fill(pgno));
   encoder.end(0n);
   closeSync(fd);
+  mkdirSync(join(dir, 'ltx'), { recursive: true });
+  renameSync(making, folder);
 }
 
 function check(path: string): void {
@@ -60,9 +74,10 @@ function check(path: string): void {
   closeSync(fd);
 }
 
-const dir = mkdtempSync(join(tmpdir(), 'kitefs-bench-sparse-'));
+const kept = process.env['DIR'];
+const dir = kept ?? mkdtempSync(join(tmpdir(), 'kitefs-bench-sparse-'));
 try {
-  makeBackup(dir);
+  if (!existsSync(join(dir, 'ltx/9'))) makeBackup(dir);
   const output = join(dir, 'restored.db');
   const cli = join(process.cwd(), 'dist/cli/main.js');
   const { seconds, peakMb } = await measure(
@@ -87,5 +102,5 @@ try {
     },
   ]);
 } finally {
-  rmSync(dir, { recursive: true, force: true });
+  rmSync(kept === undefined ? dir : join(dir, 'restored.db'), { recursive: true, force: true });
 }

@@ -29,9 +29,9 @@ export const levelFolder = (type: Destination['type'], level: number): string =>
 export const fileKey = (type: Destination['type'], folder: string, level: number, range: TxidRange): string =>
   folder + levelFolder(type, level) + ltxFileName(range);
 
-/** What a listed object of a level's folder is; undefined for what is no LTX file. */
-export function backupFile(level: number, object: StoredObject): BackupFile | undefined {
-  const range = parseLtxFileName(object.key.slice(object.key.lastIndexOf('/') + 1));
+/** What a listed object is; undefined for what is no LTX file, or is in a folder below that of the level. */
+function backupFile(level: number, prefix: string, object: StoredObject): BackupFile | undefined {
+  const range = parseLtxFileName(object.key.slice(prefix.length));
   return range && { ...range, ...object, level };
 }
 
@@ -46,7 +46,7 @@ export async function* listLevel(
   // No name with this min TXID comes after it: `g` is behind every hex digit.
   const options = after > 0n ? { after: `${prefix}${after.toString(16).padStart(16, '0')}-g` } : {};
   for await (const object of from.list(prefix, options)) {
-    const file = backupFile(level, object);
+    const file = backupFile(level, prefix, object);
     if (file) yield file;
   }
 }

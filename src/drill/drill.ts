@@ -6,11 +6,12 @@ import { statfs } from 'node:fs/promises';
 import { join } from 'node:path';
 import Database from 'better-sqlite3';
 import type { Destination } from '../backup/destination.js';
+import { readHead } from '../backup/head.js';
 import type { BackupFile } from '../backup/layout.js';
 import { KiteError, toKiteError } from '../errors.js';
 import { LtxDecoder } from '../ltx/decoder.js';
 import { formatTxid } from '../ltx/position.js';
-import { listFiles } from '../restore/bucket.js';
+import { listFiles, listGenerations } from '../restore/bucket.js';
 import { fetchHeader, fetchPart } from '../restore/fetch.js';
 import { databaseFolders } from '../restore/inventory.js';
 import { reachOf } from '../restore/plan.js';
@@ -93,15 +94,18 @@ export async function drill(places: readonly DrillPlace[], options: DrillOptions
       const { from } = place;
       let seconds = 0;
       try {
-        const folders = place.folder === '' ? await databaseFolders(from) : [place.folder];
-        if (folders.length === 0) problems.push(`${from.url}: there is no backup of a database`);
-        for (const folder of folders) {
-          const found = await drillDatabase({ ...place, folder }, options);
+        const wanted = place.folder === '' ? await foldersAt(from) : new Map([[place.folder, true]]);
+        let there = 0;
+        for (const [folder, isOurs] of wanted) {
+          const found = await drillDatabase({ ...place, folder }, options, isOurs);
+          if (found === 'foreign') continue;
+          there += 1;
           restores.push(...found.restores);
           problems.push(...found.problems.map((problem) => `${urlOf(from, folder)}: ${problem}`));
           objectsRead += found.objectsRead;
           seconds += found.restores[0]?.seconds ?? 0;
         }
+        if (there === 0) problems.push(`${from.url}: there is no backup of a database`);
       } catch (error) {
         problems.push(`${from.url}: ${toKiteError(error).describe()}`);
       }
@@ -139,12 +143,28 @@ const urlOf = (from: Destination, folder: string): string =>
 
 const round = (seconds: number): number => Math.round(seconds * 1000) / 1000;
 
+/**
+ * The folders of a place, and whether each has to be a database's: what the head names has to be there, all of it may be gone. What it does not
+ * name may be Litestream's, or have nothing to do with backups.
+ */
+async function foldersAt(from: Destination): Promise<Map<string, boolean>> {
+  const folders = new Map((await databaseFolders(from)).map((folder) => [folder, folder === '']));
+  if (folders.has('')) return folders;
+  const head = await readHead(from);
+  for (const [name, { droppedMs }] of Object.entries(head?.databases ?? {}))
+    if (droppedMs === undefined) folders.set(`${name}/`, true);
+  return folders;
+}
+
 async function drillDatabase(
   place: DrillPlace,
   options: DrillOptions,
-): Promise<{ restores: DrilledRestore[]; problems: string[]; objectsRead: number }> {
+  isOurs: boolean,
+): Promise<{ restores: DrilledRestore[]; problems: string[]; objectsRead: number } | 'foreign'> {
   const { from, folder, levels } = place;
   const listed = await listFiles(from, folder);
+  if (!isOurs && listed.length === 0 && (await listGenerations(place)).snapshots.length === 0)
+    return 'foreign';
   const { files, holes } = reachOf(listed);
   const problems = holes.map(
     (hole) => `TXIDs ${formatTxid(hole.from)} to ${formatTxid(hole.to)} are missing`,

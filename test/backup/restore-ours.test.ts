@@ -4,6 +4,7 @@ import {
   mkdtempSync,
   readdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   writeFileSync,
 } from 'node:fs';
@@ -44,6 +45,16 @@ beforeAll(async () => {
 
 afterAll(() => rmSync(dir, { recursive: true, force: true }));
 
+const newestOfLevel0 = (): string => {
+  const level0 = join(first, 'app.db/ltx/0');
+  return join(
+    level0,
+    readdirSync(level0)
+      .toSorted()
+      .findLast((name) => /^0.*\.ltx$/.test(name))!,
+  );
+};
+
 let count = 0;
 async function restored(...flags: string[]): Promise<{ path: string; ran: CliRun }> {
   const path = join(dir, `restored-${(count += 1)}.db`);
@@ -57,6 +68,19 @@ it('restores the last state, whose checksum is the one of the commit, in the jou
   expect(ran.stdout).toContain('its checksum is the one recorded at that commit');
   expect(await sqlite(path, SUM)).toBe(steps.at(-1)!.sum);
   expect(await sqlite(path, 'PRAGMA journal_mode')).toBe('delete');
+});
+
+it('takes no notice of what others have put between its objects, here and in the drill below', async () => {
+  for (const folder of ['', 'app.db', 'app.db/ltx', 'app.db/ltx/0', 'app.db/ltx/1', 'photos']) {
+    mkdirSync(join(first, folder, 'old.ltx'), { recursive: true });
+    for (const name of ['.DS_Store', 'notes.txt', 'x.ltx', `${'0'.repeat(15)}1-${'0'.repeat(15)}1.ltx.part`])
+      writeFileSync(join(first, folder, name), 'not ours');
+    writeFileSync(join(first, folder, 'old.ltx', `${'f'.repeat(16)}-${'f'.repeat(16)}.ltx`), 'not ours');
+  }
+  const { path, ran } = await restored('app.db');
+  expect(ran.code, ran.stderr).toBe(0);
+  expect(ran.stderr).toBe('');
+  expect(await sqlite(path, SUM)).toBe(steps.at(-1)!.sum);
 });
 
 it('restores a TXID of the cluster, and lists both numberings', async () => {
@@ -77,8 +101,7 @@ it('drills every database at every destination, and fails when one has a flipped
   expect(report.restores.map(({ url, moment }) => `${moment} ${url}`)).toEqual(
     [first, second].flatMap((path) => [`latest file://${path}/app.db`, `random file://${path}/app.db`]),
   );
-  const level0 = join(first, 'app.db/ltx/0');
-  const newest = join(level0, readdirSync(level0).toSorted().at(-1)!);
+  const newest = newestOfLevel0();
   const whole = readFileSync(newest);
   // Wherever it is on the path or not: what is only there is gone.
   rmSync(join(first, 'app.db/ltx/1'), { recursive: true, force: true });
@@ -93,11 +116,16 @@ it('drills every database at every destination, and fails when one has a flipped
   };
   expect(restores.find(({ ok }) => !ok)?.url).toBe(`file://${first}/app.db`);
   writeFileSync(newest, whole);
+  renameSync(join(first, 'app.db'), join(dir, 'away'));
+  const gone = await runCli(['drill', '-config', config, '-objects', 'restored']);
+  renameSync(join(dir, 'away'), join(first, 'app.db'));
+  expect(gone.code, 'also when all of it is gone').toBe(1);
+  // By its name, once the head has it.
+  expect(gone.stderr).toMatch(/first: there is no backup|first\/app\.db: .*has no backup/);
 });
 
 it('takes the next destination when one has lost something, and says so', async () => {
-  const level0 = join(first, 'app.db/ltx/0');
-  const newest = join(level0, readdirSync(level0).toSorted().at(-1)!);
+  const newest = newestOfLevel0();
   const bytes = readFileSync(newest);
   bytes[bytes.length - 30]! ^= 4;
   writeFileSync(newest, bytes);
