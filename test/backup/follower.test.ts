@@ -1,16 +1,24 @@
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { run, TestCluster, type TestNode, waitFor } from '../helpers/cluster.js';
 import { TestMinio } from '../helpers/minio.js';
+import { TestSshd } from '../helpers/sshd.js';
 
-/** A replica that is fed from a bucket alone. Its primary knows nothing of it. */
+/** Replicas that are fed from backups alone: one from S3, one by SFTP. Their primary knows nothing of them. */
 
 let minio: TestMinio;
+let sshd: TestSshd;
 let cluster: TestCluster;
 let primary: TestNode;
 let follower: TestNode;
 
 beforeAll(async () => {
-  minio = await TestMinio.start(['backups']);
+  [minio, sshd] = await Promise.all([TestMinio.start(['backups']), TestSshd.start()]);
+  const often = {
+    'sync-interval': '20ms',
+    levels: [{ interval: '300ms' }, { interval: '900ms' }],
+    'l0-retention': '300ms',
+    snapshot: { interval: '700ms', retention: '1s' },
+  };
   const backup = {
     type: 's3',
     bucket: 'backups',
@@ -18,12 +26,19 @@ beforeAll(async () => {
     endpoint: minio.endpoint,
     'access-key-id': minio.env.AWS_ACCESS_KEY_ID,
     'secret-access-key': minio.env.AWS_SECRET_ACCESS_KEY,
-    'sync-interval': '20ms',
-    levels: [{ interval: '300ms' }, { interval: '900ms' }],
-    'l0-retention': '300ms',
-    snapshot: { interval: '700ms', retention: '1s' },
+    ...often,
   };
-  cluster = await TestCluster.start({ nodes: 1, ttl: '1s', config: { backups: [backup] } });
+  const { host, user, keyPath, hostKey } = sshd;
+  const beside = {
+    type: 'sftp',
+    host,
+    user,
+    path: 'app',
+    'key-path': keyPath,
+    'host-key': hostKey,
+    ...often,
+  };
+  cluster = await TestCluster.start({ nodes: 1, ttl: '1s', config: { backups: [backup, beside] } });
   primary = cluster.node(1);
   await primary.sql('app.db', 'PRAGMA journal_mode=wal', 'CREATE TABLE t(id INTEGER PRIMARY KEY, b)');
   await write(20);
@@ -36,11 +51,19 @@ beforeAll(async () => {
       KITEFS_FOLLOW_INTERVAL: '50ms',
     },
   });
+  const keys = new URLSearchParams({ 'key-path': keyPath, 'host-key': hostKey });
+  const url = `sftp://${user}@${host}/~/app?${keys.toString()}`;
+  await cluster.add({
+    candidate: false,
+    config: { lease: { type: 'static' } },
+    env: { KITEFS_FOLLOW: url, KITEFS_FOLLOW_INTERVAL: '50ms' },
+  });
 });
 
 afterAll(async () => {
   await cluster?.stop();
   await minio?.stop();
+  sshd?.stop();
 });
 
 async function write(rows: number, name = 'app.db'): Promise<void> {
