@@ -1,4 +1,5 @@
 import { execFile, spawn } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import {
   existsSync,
@@ -10,7 +11,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { afterAll, expect, it } from 'vitest';
@@ -22,13 +23,14 @@ import { Random } from '../simulation/random.js';
 
 /**
  * kill -9 at every step of upload, compaction, snapshot, retention and restore, and moments out of a recorded history. By default some of the
- * steps (SEED repeats them); `npm run backup-steps` takes all of them.
+ * steps (SEED repeats them); `npm run backup-steps` takes all of them, and PIECE=2/5 the second fifth.
  */
 
 const SEED = Number(process.env['SEED'] ?? Date.now() % 1_000_000);
 const KILLS = Number(process.env['STEPS'] ?? 4);
 const MOMENTS = Number(process.env['MOMENTS'] ?? 10);
 const isLong = KILLS > 20;
+const [PIECE = 1, PIECES = 1] = (process.env['PIECE'] ?? '1/1').split('/').map(Number);
 const PRELOAD = fileURLToPath(new URL('kill-at-step.mjs', import.meta.url));
 const RESTORE = fileURLToPath(new URL('restore-noting.mjs', import.meta.url));
 const MOMENTS_PROGRAM = fileURLToPath(new URL('restore-moments.mjs', import.meta.url));
@@ -41,6 +43,10 @@ const cleanups: (() => Promise<unknown> | void)[] = [() => rmSync(dir, { recursi
 afterAll(async () => {
   for (const cleanup of cleanups.toReversed()) await cleanup();
 });
+
+/** Steps are shared out by their names: some are met only later. */
+const pieceOf = (name: string): number =>
+  1 + (createHash('sha1').update(name).digest().readUInt32BE(0) % PIECES);
 
 /** The steps that a program makes, and at which of them it is killed next. */
 class Steps {
@@ -65,12 +71,16 @@ class Steps {
     });
   }
 
-  /** One at which nobody was killed yet; undefined when there is none. */
+  /** One of this piece at which nobody was killed yet; undefined when there is none. */
   next(): string | undefined {
     const left = [...new Set(this.all.map(({ name }) => name))].filter(
-      (name) => name && !this.done.has(name),
+      (name) => name && !this.done.has(name) && pieceOf(name) === PIECE,
     );
     const name = left.toSorted()[below(Math.max(1, left.length))];
+    if (isLong)
+      process.stderr.write(
+        `${Math.round(performance.now() / 1000)} s, ${basename(this.dir)}: ${this.done.size} steps done, ${left.length} left; next: ${name ?? 'none'}\n`,
+      );
     if (name === undefined) return undefined;
     this.done.add(name);
     writeFileSync(join(this.dir, 'target'), name);
@@ -153,8 +163,6 @@ it(`ships everything once, whatever kills the process at whichever step (seed ${
     // A rare one (a name of the head that goes) may not come again: the next one then.
     for (const limitMs = Date.now() + 3000; steps.waits && Date.now() < limitMs;) await step(node);
     if (steps.forget()) kills -= 1;
-    if (isLong)
-      process.stderr.write(`${Math.round(performance.now())} ${history.length} ${[...steps.done].at(-1)}\n`);
   }
   await step(node);
   await step(node);
