@@ -5,6 +5,7 @@ import { monotonicMs } from '../util/clock.js';
 import { answerHeaders, readNeeds } from './annotate.js';
 import { type AnsweredBy, type Head, type ProxyContext, readHead } from './context.js';
 import type { ReadNeeds } from './decide-read.js';
+import { decide } from './decide.js';
 import { sendError } from './error-answer.js';
 import { endToEnd, ERROR, FORWARD, trailerPairs } from './headers.js';
 import type { PrimaryView } from './node-view.js';
@@ -42,7 +43,12 @@ class Exchange {
   readonly #expectContinue: boolean;
   readonly #body: RequestBody;
   readonly #arrivedMs = monotonicMs();
-  readonly #gone = new AbortController();
+  /** The client has gone away. */
+  #isGone = false;
+  /** Tells that to what waits; made when something does, because most requests wait for nothing. */
+  #gone: AbortController | undefined;
+  /** What was sent on, and is not answered yet. */
+  #up: ClientRequest | undefined;
   /** The application of this node has asked for the primary. */
   #mustForward = false;
   /** How long an application that asks for the primary, though it is there, is asked again. */
@@ -66,31 +72,40 @@ class Exchange {
     this.#body = new RequestBody(request, context.settings.bufferBytes);
     // A client that goes away takes its request with it, wherever that is.
     response.once('close', () => {
-      if (!response.writableFinished) this.#gone.abort();
+      if (response.writableFinished) return;
+      this.#isGone = true;
+      this.#gone?.abort();
+      this.#up?.destroy();
     });
+  }
+
+  get #signal(): AbortSignal {
+    this.#gone ??= new AbortController();
+    if (this.#isGone) this.#gone.abort();
+    return this.#gone.signal;
   }
 
   async run(): Promise<void> {
     const head = (this.#head = readHead(this.#request, false, this.#c));
     const needs = readNeeds(this.#request.headers, this.#c.settings);
     for (;;) {
-      const where = await route(
-        {
-          class: this.#mustForward ? { ...head.class, kind: 'write' } : head.class,
-          needs,
-          arrivedMs: this.#arrivedMs,
-          forwardedEpoch: head.forwardedEpoch,
-        },
-        this.#c.settings,
-        this.#c.view,
-        this.#gone.signal,
-        (ms) => (this.#waitedMs += ms),
-      );
-      if (this.#gone.signal.aborted) return;
+      const question = {
+        class: this.#mustForward ? { ...head.class, kind: 'write' as const } : head.class,
+        needs,
+        arrivedMs: this.#arrivedMs,
+        forwardedEpoch: head.forwardedEpoch,
+      };
+      const { settings, view } = this.#c;
+      const now = decide({ ...question, nowMs: monotonicMs() }, settings, view.now);
+      const where =
+        now.kind === 'wait'
+          ? await route(question, settings, view, this.#signal, (ms) => (this.#waitedMs += ms))
+          : now;
+      if (this.#isGone) return;
       if (where.kind === 'refuse') throw new KiteError(where.code, where.why);
       const done =
         where.kind === 'local' ? await this.#local(head, needs) : await this.#atPrimary(head, where.primary);
-      if (done || this.#gone.signal.aborted) return;
+      if (done || this.#isGone) return;
     }
   }
 
@@ -104,14 +119,14 @@ class Exchange {
       const untilMs = this.#arrivedMs + settings.targetWaitMs;
       if (monotonicMs() >= untilMs)
         throw new KiteError('ERR_PROXY_TARGET_DOWN', 'the application takes no connections');
-      await targets.anyUp(untilMs, this.#gone.signal);
+      await targets.anyUp(untilMs, this.#signal);
       return false;
     }
     const send = () => this.#send(to, targets.agent, head.headers);
     const outcome = await (head.class.kind === 'write' ? writes.during(send) : send());
     if (outcome.kind === 'failed') {
       if (!outcome.sent) {
-        if (this.#gone.signal.aborted) return true;
+        if (this.#isGone) return true;
         this.#throwUnlessConnecting(outcome);
         targets.down(to);
         return false;
@@ -135,7 +150,7 @@ class Exchange {
             'ERR_PROXY_TOO_LARGE',
             `the application asks for the primary, and the body is larger than ${settings.bufferBytes} bytes`,
           );
-        if (learns) await nodeChange(view, ASK_AGAIN_MS, this.#gone.signal);
+        if (learns) await nodeChange(view, ASK_AGAIN_MS, this.#signal);
         else this.#mustForward = true;
         return false;
       }
@@ -218,7 +233,7 @@ class Exchange {
   async #askAgain(why: string): Promise<false> {
     if (monotonicMs() >= this.#arrivedMs + this.#c.settings.primaryWaitMs)
       throw new KiteError('ERR_PROXY_NO_PRIMARY', why);
-    await nodeChange(this.#c.view, ASK_AGAIN_MS, this.#gone.signal);
+    await nodeChange(this.#c.view, ASK_AGAIN_MS, this.#signal);
     return false;
   }
 
@@ -255,7 +270,7 @@ class Exchange {
       maxHeaderBytes: settings.maxHeaderBytes,
       timeoutMs: settings.writeTimeoutMs,
       expectContinue: expect,
-      signal: this.#gone.signal,
+      onRequest: (up) => (this.#up = up),
       onContinue: () => this.#continue(),
       onInformation:
         this.#request.httpVersion === '1.1' ? (status, info) => this.#inform(status, info) : undefined,
@@ -320,7 +335,7 @@ class Exchange {
     const response = this.#response;
     const status = from.statusCode ?? 502;
     this.#count(by, status);
-    if (this.#gone.signal.aborted) {
+    if (this.#isGone) {
       request.destroy();
       return;
     }
@@ -338,21 +353,26 @@ class Exchange {
       throw new KiteError('ERR_PROXY_TARGET', `its answer cannot be passed on: ${(error as Error).message}`);
     }
     let whole = false;
+    // By hand: most answers are one piece, and `pipe` would set up and take down more than that costs.
+    from.on('data', (chunk: Buffer) => {
+      if (!response.write(chunk)) from.pause();
+    });
+    response.on('drain', () => from.resume());
     from.once('end', () => {
       whole = true;
       const trailers = trailerPairs(from.rawTrailers);
       if (trailers.length > 0) response.addTrailers(trailers);
+      response.end();
     });
     // Half an answer must not look like a whole one.
     from.once('close', () => whole || response.destroy());
     from.on('error', () => response.destroy());
-    from.pipe(response);
     // An answer that comes bit by bit shows its head at once; of others head and body go in one packet.
     setImmediate(() => response.destroyed || response.writableEnded || response.flushHeaders());
   }
 
   fail(error: KiteError): void {
-    if (this.#gone.signal.aborted) return;
+    if (this.#isGone) return;
     if (error.row.http >= 500)
       this.#c.log('debug', `${this.#request.method} ${this.#request.url}: ${error.describe()}`);
     this.#count('proxy', error.row.http);

@@ -15,7 +15,8 @@ export interface Attempt {
   readonly timeoutMs: number;
   /** The client, or this proxy, wants to hear `100 Continue` before the body goes out. */
   readonly expectContinue: boolean;
-  readonly signal: AbortSignal;
+  /** To be destroyed when its client goes away. */
+  readonly onRequest: (up: ClientRequest) => void;
   readonly onContinue?: (() => void) | undefined;
   readonly onInformation?: ((status: number, headers: IncomingMessage['headers']) => void) | undefined;
 }
@@ -37,7 +38,7 @@ const CONTINUE_WAIT_MS = 1000;
 
 /** Resolves with the head of the answer, or with how it failed; the body goes out only over an open connection. Never rejects. */
 export function send(attempt: Attempt): Promise<Outcome> {
-  const { agent, to, method, path, headers, body, signal, expectContinue } = attempt;
+  const { agent, to, method, path, headers, body, expectContinue } = attempt;
   return new Promise((resolve) => {
     let sent = false;
     let timedOut = false;
@@ -56,13 +57,13 @@ export function send(attempt: Attempt): Promise<Outcome> {
         headers,
         maxHeaderSize: attempt.maxHeaderBytes,
         insecureHTTPParser: false,
-        signal,
       });
     } catch (error) {
       // A path or a header that Node does not send.
       fail(error as NodeJS.ErrnoException);
       return;
     }
+    attempt.onRequest(up);
     const sendBody = (): void => {
       if (up.destroyed || up.writableEnded) return;
       body.sendTo(up);
