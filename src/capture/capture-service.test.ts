@@ -10,6 +10,7 @@ import { ControlBlock, MountState } from '../fuse/control-block.js';
 import { databasePaths } from '../store/data-directory.js';
 import { Log } from '../store/log.js';
 import { CaptureService } from './capture-service.js';
+import { ChangeMark, ChangeMarkReader } from '../util/change-mark.js';
 import { CommitSignal } from './commit-signal.js';
 import { buildSnapshot } from './first-copy.js';
 import { GateClient } from './gate-client.js';
@@ -21,6 +22,7 @@ import { LtxDecoder } from '../ltx/decoder.js';
 let dataDir: string;
 let control: ControlBlock;
 let service: CaptureService;
+let mark: ChangeMark;
 let gate: GateClient;
 let running: Promise<void>;
 let notices: CaptureNotice[];
@@ -55,7 +57,8 @@ function start(): void {
       if (request.op !== 'slot') port2.postMessage({ id: request.id, errno });
     });
   });
-  gate = new GateClient({ port: port1, signal: signal.buffer }, { events: true });
+  mark = ChangeMark.create()!;
+  gate = new GateClient({ port: port1, signal: signal.buffer, mark: mark.buffer }, { events: true });
   close = () => port2.close();
   running = service.run();
 }
@@ -116,6 +119,29 @@ describe('the capture service', () => {
     gate.walCommitted(slot, statSync(paths.wal).size);
     await until(() => service.position('new.db')?.txid === 1n);
     expect(Log.open(paths.ltx, { repair: false }).lastFile).toMatchObject({ epoch: 1n, minTxid: 1n });
+    db.close();
+  });
+
+  it('says that readers may see more before they can, when whoever asks then hears of it', async () => {
+    const { db, paths } = makeDatabase('a.db');
+    service.promote(1n);
+    const slot = gate.slotOf('a.db');
+    const reader = ChangeMarkReader.open(mark.path)!;
+    // The slot's name goes by message: with the answer to this it is known.
+    await ask((answer) => gate.restoresCommitted(slot, 0, Buffer.alloc(0), answer));
+    const before = reader.read();
+    mark.watch();
+    db.exec('insert into t(x) values (1)');
+    gate.walCommitted(slot, statSync(paths.wal).size);
+    const after = reader.read();
+    expect([after === before, service.position('a.db')?.txid]).toEqual([false, 2n]);
+    mark.watch();
+    // Of what is asked the mount goes on with the answer: by then the mark has moved.
+    const change = { kind: 'truncate', fromBytes: 0, durable: false } as const;
+    const moved = await new Promise((resolve) =>
+      gate.beforeWalChange(slot, change, () => resolve(reader.read() !== after)),
+    );
+    expect(moved).toBe(true);
     db.close();
   });
 

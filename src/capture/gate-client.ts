@@ -1,6 +1,7 @@
 import { receiveMessageOnPort, type MessagePort } from 'node:worker_threads';
 
 import { KiteError } from '../errors.js';
+import { ChangeMark } from '../util/change-mark.js';
 import { CommitSignal } from './commit-signal.js';
 import type { CaptureGate, DatabaseSlot, GateAnswer, JournalCommit } from './gate.js';
 import type { GateReply, GateRequest, WalChange } from './messages.js';
@@ -9,6 +10,8 @@ import type { GateReply, GateRequest, WalChange } from './messages.js';
 export interface GateEndpoint {
   readonly port: MessagePort;
   readonly signal: SharedArrayBuffer;
+  /** The ChangeMark of what readers see; absent: nobody looks at it. */
+  readonly mark?: SharedArrayBuffer | undefined;
 }
 
 type Asked = GateRequest extends infer R ? (R extends { id: number } ? Omit<R, 'id'> : never) : never;
@@ -20,6 +23,7 @@ type Asked = GateRequest extends infer R ? (R extends { id: number } ? Omit<R, '
 export class GateClient implements CaptureGate {
   readonly #port: MessagePort;
   readonly #signal: CommitSignal;
+  readonly #mark: ChangeMark | undefined;
   readonly #slots = new Map<string, DatabaseSlot>();
   readonly #names = new Map<DatabaseSlot, string>();
   readonly #answers = new Map<number, GateAnswer>();
@@ -28,6 +32,7 @@ export class GateClient implements CaptureGate {
   constructor(endpoint: GateEndpoint, options: { events?: boolean } = {}) {
     this.#port = endpoint.port;
     this.#signal = new CommitSignal(endpoint.signal);
+    this.#mark = endpoint.mark && new ChangeMark(endpoint.mark);
     if (options.events === true) this.#port.on('message', (reply: GateReply) => this.#take(reply));
   }
 
@@ -46,6 +51,8 @@ export class GateClient implements CaptureGate {
 
   walCommitted(slot: DatabaseSlot, endBytes: number): void {
     this.#signal.publish(slot, endBytes);
+    // Before the writer is answered, and so before anybody can see the commit; after capture can: whoever asks now, asks for it too.
+    this.#mark?.touch();
   }
 
   beforeWalChange(slot: DatabaseSlot, change: WalChange, answer: GateAnswer): void {
@@ -120,6 +127,8 @@ export class GateClient implements CaptureGate {
   #take(reply: GateReply): void {
     const answer = this.#answers.get(reply.id);
     this.#answers.delete(reply.id);
+    // What capture has read now may be visible as soon as the mount goes on.
+    if (answer) this.#mark?.touch();
     answer?.(reply.errno);
   }
 }

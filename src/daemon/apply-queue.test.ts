@@ -32,6 +32,8 @@ function queueOf(log: LogFile[], failing: (KiteError | undefined)[] = [], isNowh
     calls: [] as number[],
     diverged: 0,
     rebuilt: 0,
+    /** Up to where it was said that readers may see; `apply` where the applier was called. */
+    told: [] as (bigint | 'apply' | undefined)[],
     trouble: [] as (string | undefined)[],
   };
   const applier: Pick<Applier, 'open' | 'apply'> = {
@@ -41,6 +43,7 @@ function queueOf(log: LogFile[], failing: (KiteError | undefined)[] = [], isNowh
       return at(position);
     },
     apply: async (_name, files) => {
+      seen.told.push('apply');
       const error = failing.shift();
       if (error) throw error;
       seen.calls.push(files.length);
@@ -48,10 +51,11 @@ function queueOf(log: LogFile[], failing: (KiteError | undefined)[] = [], isNowh
       return at(position);
     },
   };
-  const queue = new ApplyQueue({
+  const queue: ApplyQueue = new ApplyQueue({
     applier: applier as Applier,
     name: 'app.db',
     filesAfter: ({ position: { txid } }) => log.filter((entry) => entry.minTxid > txid),
+    onApplying: () => seen.told.push(queue.applying?.txid),
     onApplied: (database) => seen.applied.push(database.position.txid),
     onRebuild: () => (seen.rebuilt += 1),
     onDiverged: () => (seen.diverged += 1),
@@ -81,6 +85,12 @@ describe('the apply queue', () => {
     const during = queue.applying;
     await drained;
     expect([during?.txid, queue.applying]).toEqual([2n, undefined]);
+  });
+
+  it('says how far readers may see before the applier can show it', async () => {
+    const { queue, seen } = queueOf([file(1n), file(2n)]);
+    await queue.drained();
+    expect(seen.told).toEqual([2n, 'apply']);
   });
 
   it('opens again and goes on after the applier was restarted', async () => {

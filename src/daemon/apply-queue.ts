@@ -19,6 +19,8 @@ export interface ApplyQueueOptions {
   readonly filesAfter: (at: AppliedDatabase) => readonly LogFile[] | undefined;
   /** How long one call of the applier took: from handing it some files until readers see the last of them. */
   readonly onBatch?: (seconds: number) => void;
+  /** From now on readers may see what is `applying`. */
+  readonly onApplying?: () => void;
   /** Readers see this now. */
   readonly onApplied: (database: AppliedDatabase) => void;
   /** The database is at no position of the log, and is written anew from the snapshot that the log begins with. */
@@ -138,11 +140,13 @@ export class ApplyQueue {
   }
 
   async #apply(files: readonly LogFile[]): Promise<AppliedDatabase> {
-    const { applier, name, onBatch } = this.#options;
+    const { applier, name, onBatch, onApplying } = this.#options;
     const startMs = monotonicMs();
     const last = files.at(-1);
     // Stays after a failure, which may have come after a part of it: until something says where the database is.
     if (last) this.#applying = { txid: last.maxTxid, checksum: last.postApplyChecksum, epoch: last.epoch };
+    // Told first: readers see it before the applier says that it is done.
+    onApplying?.();
     const database = await applier.apply(name, files);
     onBatch?.((monotonicMs() - startMs) / 1000);
     return database;

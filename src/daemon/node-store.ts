@@ -83,6 +83,8 @@ export interface NodeStoreOptions {
   readonly onResyncNeeded: (name: string) => void;
   /** What arrives for a database that applications of this node write (HALT) shows that this is over: resolves when it is. */
   readonly onHaltOver: (name: string) => Promise<void>;
+  /** Readers may see more of a database from now on. */
+  readonly onApplying: () => void;
 }
 
 /**
@@ -98,6 +100,7 @@ export class NodeStore implements ReplicationStore {
   readonly #isPrimary: () => boolean;
   readonly #onResyncNeeded: (name: string) => void;
   readonly #onHaltOver: (name: string) => Promise<void>;
+  readonly #onApplying: () => void;
   readonly #lostAndFound: LostAndFound;
   readonly #replacing: Replacing;
   readonly #entries = new Map<string, Entry>();
@@ -116,6 +119,7 @@ export class NodeStore implements ReplicationStore {
     this.#isPrimary = options.isPrimary;
     this.#onResyncNeeded = options.onResyncNeeded;
     this.#onHaltOver = options.onHaltOver;
+    this.#onApplying = options.onApplying;
     this.#lostAndFound = new LostAndFound(options.data.path);
     this.#replacing = new Replacing({
       dataDir: options.data.path,
@@ -701,6 +705,7 @@ export class NodeStore implements ReplicationStore {
       filesAfter: (at) =>
         log.filesAfter(at.position, FILES_PER_READ) ?? log.filesAfter(NO_POSITION, FILES_PER_READ),
       onBatch: (seconds) => this.#metrics.applySeconds.observe(seconds),
+      onApplying: this.#onApplying,
       onApplied: (database) => {
         entry.applied = database;
         this.#tell({ kind: 'applied', name });

@@ -32,6 +32,7 @@ import { isPrimary, type NodeRole, type NodeStatus } from '../observability/node
 import type { ReplicationClientEvent } from '../replication/client.js';
 import { ReplicationServer, type PrimaryRole, type ReplicaEvent } from '../replication/server.js';
 import { DataDirectory } from '../store/data-directory.js';
+import { ChangeMark } from '../util/change-mark.js';
 import { monotonicMs } from '../util/clock.js';
 import type { LockHolder } from '../util/lock-holder.js';
 import { joinCluster } from './cluster-id.js';
@@ -58,6 +59,8 @@ export class Node implements NodeApi {
   readonly #config: Config;
   readonly #logger: Logger;
   readonly #control = new ControlBlock();
+  /** Of what readers here see, for the proxy. */
+  #mark: ChangeMark | undefined;
   readonly #events: EventLog;
   readonly #metrics: Metrics;
   readonly #data: DataDirectory;
@@ -175,6 +178,7 @@ export class Node implements NodeApi {
       this.#haltLocks?.end(name, message).catch((error: unknown) => this.#trouble(error));
       this.#roles?.stopWrites(name).catch((error: unknown) => this.#trouble(error));
     });
+    this.#mark = config.proxy.addr && ChangeMark.create();
     this.#store = new NodeStore({
       data: this.#data,
       capture: this.#capture,
@@ -184,6 +188,7 @@ export class Node implements NodeApi {
       isPrimary: () => isHolder(this.#role),
       onResyncNeeded: (name) => this.#roles.client?.resync(name),
       onHaltOver: (name) => this.#haltLocks.end(name, 'the primary has gone on without it'),
+      onApplying: () => this.#mark?.touch(),
     });
     this.#store.openLogs({ repair: true });
     this.#undo.push(() => this.#store.close());
@@ -201,7 +206,7 @@ export class Node implements NodeApi {
       dataDir: config.data.dir,
       driver,
       control: this.#control.buffer,
-      captureEndpoint: await this.#capture.gateEndpoint(),
+      captureEndpoint: { ...(await this.#capture.gateEndpoint()), mark: this.#mark?.buffer },
       otherFiles,
       allowOther,
       candidate: config.lease.candidate,
@@ -438,6 +443,7 @@ export class Node implements NodeApi {
         members: this.#lease?.members ?? [],
       }),
       freshness: (name) => this.#roles.client?.freshness(name),
+      mark: this.#mark,
     });
     this.#proxy = proxy;
     this.#undo.push(() => proxy?.stop());

@@ -8,6 +8,7 @@ import { Proxy } from '../proxy/proxy.js';
 import type { DataDirectory } from '../store/data-directory.js';
 import type { EventLog } from './event-log.js';
 import { databaseView, nodeFacts, proxySettings, type FactSources, type Freshness } from './node-proxy.js';
+import type { ChangeMark } from '../util/change-mark.js';
 import type { NodeStore } from './node-store.js';
 
 /** What parts that only some configurations have are made from. */
@@ -70,16 +71,24 @@ export function startDrills(of: PartsOptions): Drills | undefined {
   });
 }
 
-/** The HTTP proxy, when it has an address and a target. `facts` and `freshness` are asked whenever it wants to know. */
+/**
+ * The HTTP proxy, when it has an address and a target. `facts` and `freshness` are asked whenever it wants to know; `mark` is touched
+ * before readers here can see anything new.
+ */
 export async function startProxy(
   of: PartsOptions,
-  node: { readonly facts: () => FactSources; readonly freshness: Freshness },
+  node: {
+    readonly facts: () => FactSources;
+    readonly freshness: Freshness;
+    readonly mark: ChangeMark | undefined;
+  },
 ): Promise<Proxy | undefined> {
   const { config, store, logger, metrics } = of;
   const settings = proxySettings(config);
   if (!settings) return undefined;
   const proxy = await Proxy.start({
     settings,
+    mark: node.mark,
     logger,
     facts: () => nodeFacts(node.facts()),
     databases: () => store.databases(),

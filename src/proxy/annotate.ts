@@ -92,25 +92,24 @@ export function answerHeaders(
     about.push('Kitefs-Waited', `${Math.round(answered.waitedMs)}ms`);
   if (settings.token === 'off' || (answered.kind === 'read' && isShared(answered.rawHeaders))) return about;
   const followed = databasesOf(settings, view.now).slice(0, TOKEN_DATABASES_MAX);
-  return withToken(about, answered, view, followed, settings);
+  const seen = view.seen(followed);
+  if (!(seen instanceof Promise)) return withToken(about, answered, seen, view.now, settings);
+  return seen.then(
+    (later) => withToken(about, answered, later, view.now, settings),
+    // The node is about to end. What the application has answered stays true without a token.
+    () => about,
+  );
 }
 
-async function withToken(
+function withToken(
   about: readonly string[],
   { needs, headers }: Answered,
-  view: NodeView,
-  followed: readonly string[],
+  seen: Token,
+  node: NodeSnapshot,
   settings: AnswerSettings,
-): Promise<readonly string[]> {
-  let seen: Token;
-  try {
-    seen = await view.seen(followed);
-  } catch {
-    // The node is about to end. What the application has answered stays true without a token.
-    return about;
-  }
+): readonly string[] {
   const known = needs?.positions ?? NO_TOKEN;
-  const lost = lostOf(known, seen, view.now);
+  const lost = lostOf(known, seen, node);
   const token = advance(known, seen, new Set(lost.keys()));
   const added = [...about];
   if (lost.size > 0) added.push('Kitefs-Lost', formatToken(lost));

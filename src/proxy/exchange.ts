@@ -164,7 +164,7 @@ class Exchange {
       rawHeaders: response.rawHeaders,
     };
     const added = answerHeaders(answered, view, settings, monotonicMs());
-    this.#pass(outcome, 'local', Array.isArray(added) ? (added as string[]) : await added);
+    this.#pass(outcome, 'local', added instanceof Promise ? await added : added);
     return true;
   }
 

@@ -1,4 +1,5 @@
 import { toKiteError } from '../errors.js';
+import { ChangeMarkReader } from '../util/change-mark.js';
 import type { Counted, FromProxy, ToProxy } from './messages.js';
 import { RemoteView } from './remote-view.js';
 import { ProxyServer } from './server.js';
@@ -20,8 +21,17 @@ let view: RemoteView | undefined;
 let server: ProxyServer | undefined;
 const counted = new Map<string, { -readonly [K in keyof Counted]: Counted[K] }>();
 
-async function start({ settings, node, databases }: Extract<ToProxy, { kind: 'start' }>): Promise<void> {
-  view = new RemoteView(node, databases, (id, names) => send({ kind: 'ask', id, databases: names }));
+async function start({
+  settings,
+  node,
+  databases,
+  mark,
+}: Extract<ToProxy, { kind: 'start' }>): Promise<void> {
+  const reader = mark === undefined ? undefined : ChangeMarkReader.open(mark);
+  view = new RemoteView(node, databases, {
+    ask: (id, names) => send({ kind: 'ask', id, databases: names }),
+    mark: () => reader?.read(),
+  });
   try {
     server = await ProxyServer.listen({
       settings,

@@ -16,11 +16,18 @@ export type ToProxy =
       readonly settings: ProxySettings;
       readonly node: NodeFacts;
       readonly databases: Databases;
+      /** Path of the ChangeMark of what readers here see. */
+      readonly mark: string | undefined;
     }
   | { readonly kind: 'node'; readonly node: NodeFacts }
   /** Those that have changed; undefined: it is gone. */
   | { readonly kind: 'databases'; readonly databases: Databases }
-  | { readonly kind: 'seen'; readonly id: number; readonly positions: ReadonlyMap<string, TimelinePosition> }
+  /** undefined: that cannot be known. */
+  | {
+      readonly kind: 'seen';
+      readonly id: number;
+      readonly positions: ReadonlyMap<string, TimelinePosition> | undefined;
+    }
   /** Say when the application has answered the writes that it has: `quiet`. */
   | { readonly kind: 'quiet' }
   /** Answer what runs, then end. */

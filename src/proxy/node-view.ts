@@ -23,10 +23,13 @@ export interface NodeView {
   /**
    * The last transactions of these databases that readers here can have seen before this call: on the primary what is committed, once
    * capture has passed the ends of the WALs as of this call; on a replica the end of what is being applied. What was pushed
-   * would not do: the application may see a transaction before the daemon's message of it is here. A
-   * database that does not exist is left out. (The daemon's side: NodeStore.seen; of DatabaseView: NodeStore.history.)
+   * would not do: the application may see a transaction before the daemon's message of it is here. At once where nothing can have become
+   * visible since that was last asked. A database that does not exist is left out. (The daemon's side: NodeStore.seen; of
+   * DatabaseView: NodeStore.history.)
    */
-  seen(databases: readonly string[]): Promise<ReadonlyMap<string, TimelinePosition>>;
+  seen(
+    databases: readonly string[],
+  ): ReadonlyMap<string, TimelinePosition> | Promise<ReadonlyMap<string, TimelinePosition>>;
 }
 
 /** Compared as (epoch, txid): a TXID alone may be reached by other data on another timeline. */

@@ -6,6 +6,7 @@ import type { Logger } from '../observability/log.js';
 import { monotonicMs } from '../util/clock.js';
 import type { Counted, FromProxy, NodeFacts, ToProxy } from './messages.js';
 import type { DatabaseView, TimelinePosition } from './node-view.js';
+import type { ChangeMark } from '../util/change-mark.js';
 import type { ProxySettings } from './settings.js';
 import { forkChild, logErrors } from '../util/fork-child.js';
 
@@ -18,6 +19,8 @@ const LONGEST_RESTART_MS = 5000;
 
 export interface ProxyOptions {
   readonly settings: ProxySettings;
+  /** Touched before readers here can see anything new; undefined: the proxy asks each time. */
+  readonly mark: ChangeMark | undefined;
   readonly logger: Logger;
   /** What the node is now. */
   readonly facts: () => NodeFacts;
@@ -90,6 +93,7 @@ export class Proxy {
     );
     if (text === this.#told) return;
     this.#told = text;
+    this.#o.mark?.touch();
     // What databases mean depends on the role: it never goes ahead of them.
     for (const name of this.#o.databases()) this.#changed.add(name);
     this.#tellDatabases();
@@ -98,6 +102,8 @@ export class Proxy {
 
   /** What readers see of a database has changed, or how old it is at most. */
   databaseChanged(name: string): void {
+    // What was said of it between two roles may have been too little, and must not be believed any longer than that lasts.
+    this.#o.mark?.touch();
     this.#changed.add(name);
     this.#tell ??= setTimeout(() => this.#tellDatabases(), TELL_MS);
   }
@@ -159,7 +165,13 @@ export class Proxy {
     });
     const databases = this.#o.databases().map((name) => [name, this.#o.database(name)] as const);
     // By the channel, not by arguments or the environment: others can read those, and there are secrets in it.
-    this.#send({ kind: 'start', settings: this.#settings, node: this.#o.facts(), databases });
+    this.#send({
+      kind: 'start',
+      settings: this.#settings,
+      node: this.#o.facts(),
+      databases,
+      mark: this.#o.mark?.path,
+    });
     clearInterval(this.#watch);
     this.#watch = setInterval(() => {
       if (monotonicMs() - this.#heardMs < WEDGED_AFTER_MS) return;
@@ -212,13 +224,14 @@ export class Proxy {
         break;
       }
       case 'ask':
+        this.#o.mark?.watch();
         this.#o.seen(message.databases).then(
           (positions) => {
             if (child === this.#child) this.#send({ kind: 'seen', id: message.id, positions });
           },
           (error: unknown) => {
             this.#o.logger.warn({ err: error }, 'what readers have seen is not known');
-            if (child === this.#child) this.#send({ kind: 'seen', id: message.id, positions: new Map() });
+            if (child === this.#child) this.#send({ kind: 'seen', id: message.id, positions: undefined });
           },
         );
         break;

@@ -9,25 +9,32 @@ interface Wait {
 
 type Positions = ReadonlyMap<string, TimelinePosition>;
 
-/** The node as the proxy's process hears of it (NodeView). `ask` sends a question to the daemon; its answer comes to `answered`. */
+export interface Daemon {
+  /** Sends a question, what can be seen of these databases; its answer comes to `answered`. */
+  readonly ask: (id: number, databases: readonly string[]) => void;
+  /** Another value whenever readers may see more than before (ChangeMark); undefined: it cannot be known. */
+  readonly mark: () => number | undefined;
+}
+
+/** The node as the proxy's process hears of it (NodeView). */
 export class RemoteView implements NodeView {
   now: NodeSnapshot;
-  readonly #ask: (id: number, databases: readonly string[]) => void;
+  readonly #daemon: Daemon;
   readonly #listeners = new Set<() => void>();
   readonly #waits = new Map<string, Set<Wait>>();
   /** Questions that were sent, by their number. */
-  readonly #asked = new Map<number, (positions: Positions) => void>();
+  readonly #asked = new Map<number, (positions: Positions | undefined) => void>();
   #nextId = 1;
   #inFlight: Promise<Positions> | undefined;
+  /** The last answer: right for as long as the mark is what it was before it was asked for. */
+  #known:
+    | { readonly mark: number; readonly names: ReadonlySet<string>; readonly positions: Positions }
+    | undefined;
   #next: { readonly names: Set<string>; readonly answer: Promise<Positions> } | undefined;
 
-  constructor(
-    node: NodeFacts,
-    databases: Databases,
-    ask: (id: number, databases: readonly string[]) => void,
-  ) {
+  constructor(node: NodeFacts, databases: Databases, daemon: Daemon) {
     this.now = { ...node, databases: present(databases) };
-    this.#ask = ask;
+    this.#daemon = daemon;
   }
 
   /** The daemon says what the node is now. */
@@ -51,7 +58,7 @@ export class RemoteView implements NodeView {
     }
   }
 
-  answered(id: number, positions: Positions): void {
+  answered(id: number, positions: Positions | undefined): void {
     this.#asked.get(id)?.(positions);
     this.#asked.delete(id);
   }
@@ -87,9 +94,18 @@ export class RemoteView implements NodeView {
     });
   }
 
+  seen(databases: readonly string[]): Positions | Promise<Positions> {
+    if (databases.length === 0) return NOTHING;
+    // Looked at after the application has answered: a mark that has not moved since before the question says that nothing has become
+    // visible since, so that what was answered covers what this request can have been shown.
+    const known = this.#known;
+    if (known && known.mark === this.#daemon.mark() && databases.every((name) => known.names.has(name)))
+      return known.positions;
+    return this.#shared(databases);
+  }
+
   /** One question at a time: who asks while one is under way shares the next, which is sent after all of them have asked. */
-  async seen(databases: readonly string[]): Promise<Positions> {
-    if (databases.length === 0) return new Map();
+  async #shared(databases: readonly string[]): Promise<Positions> {
     if (this.#next) {
       for (const name of databases) this.#next.names.add(name);
       return await this.#next.answer;
@@ -105,11 +121,19 @@ export class RemoteView implements NodeView {
     await (this.#inFlight ?? Promise.resolve());
     this.#next = undefined;
     const id = this.#nextId++;
-    this.#inFlight = new Promise((resolve) => this.#asked.set(id, resolve));
-    this.#ask(id, [...names]);
+    // Before the question is sent: what becomes visible from here on moves the mark, or is in the answer, or both.
+    const mark = this.#daemon.mark();
+    const answer = new Promise<Positions | undefined>((resolve) => this.#asked.set(id, resolve));
+    this.#inFlight = answer.then((positions) => {
+      this.#known = mark === undefined || !positions ? undefined : { mark, names, positions };
+      return positions ?? NOTHING;
+    });
+    this.#daemon.ask(id, [...names]);
     return await this.#inFlight;
   }
 }
+
+const NOTHING: Positions = new Map();
 
 const present = (databases: Databases): Map<string, DatabaseView> =>
   new Map(databases.flatMap(([name, view]) => (view ? [[name, view] as const] : [])));
