@@ -1,9 +1,10 @@
-import type { Agent, IncomingMessage } from 'node:http';
+import type { Agent } from 'node:http';
 import { isLoopback } from '../config/values.js';
 import { KiteError } from '../errors.js';
 import { classify, type RequestClass } from './classify.js';
 import { addForwarded, endToEnd, FORWARDED_BY, valuesOf, VIA } from './headers.js';
 import type { InFlight } from './in-flight.js';
+import type { ProxyRequest } from './inbound.js';
 import type { NodeView } from './node-view.js';
 import { checkForwarding } from './peer-proof.js';
 import type { ProxySettings } from './settings.js';
@@ -42,24 +43,24 @@ export interface Head {
 /** A chain of proxies longer than this leads nowhere. */
 const HOPS_MAX = 8;
 /** Their bytes are bounded by `proxy.max-header`; this bounds what is done per header. */
-const HEADERS_MAX = 500;
+export const HEADERS_MAX = 500;
 
 /** Reads the head of a request; throws ERR_PROXY_* for one that must not go on. */
 export function readHead(
-  request: IncomingMessage,
+  request: ProxyRequest,
   upgrade: boolean,
   { settings, view }: Pick<ProxyContext, 'settings' | 'view'>,
 ): Head {
-  const { method = '', url = '', rawHeaders, httpVersionMajor, httpVersionMinor, socket } = request;
+  const { method = '', url = '', rawHeaders, httpVersion, socket } = request;
   const refuse = (why: string): never => {
     throw new KiteError('ERR_PROXY_REQUEST', why);
   };
   if (rawHeaders.length > 2 * HEADERS_MAX)
     throw new KiteError('ERR_PROXY_HEADERS', `there are more than ${HEADERS_MAX} headers`);
-  const isOld = httpVersionMajor === 1 && httpVersionMinor === 0;
+  const isOld = httpVersion === '1.0';
   const hosts = valuesOf(rawHeaders, 'host').length;
   if (hosts > 1) refuse('there is more than one Host');
-  if (hosts === 0 && httpVersionMajor === 1 && !isOld) refuse('there is no Host');
+  if (hosts === 0 && !isOld) refuse('there is no Host');
   // RFC 9112 §6.1: its framing is to be taken as faulty.
   if (isOld && request.headers['transfer-encoding'] !== undefined)
     refuse('HTTP/1.0 has no Transfer-Encoding');

@@ -1,12 +1,13 @@
-import type { IncomingMessage, ServerResponse } from 'node:http';
+import { STATUS_CODES } from 'node:http';
 import type { Duplex } from 'node:stream';
 import type { KiteError } from '../errors.js';
+import type { ProxyAnswer, ProxyRequest } from './inbound.js';
 import type { ProxySettings } from './settings.js';
 
 /** The proxy's own answers: what went wrong, in the form of the admin API; a 503 may be the page of `proxy.maintenance-page`. */
 export function sendError(
-  request: IncomingMessage,
-  response: ServerResponse,
+  request: Pick<ProxyRequest, 'method' | 'complete'>,
+  response: ProxyAnswer,
   error: KiteError,
   settings: Pick<ProxySettings, 'maintenancePage'>,
 ): void {
@@ -16,8 +17,8 @@ export function sendError(
   }
   const { headers, body } = errorAnswer(error, settings);
   // The rest of a body that nobody wants is not read, and what comes after a doubtful head is not believed.
-  if (!request.complete || error.code === 'ERR_PROXY_REQUEST') response.setHeader('Connection', 'close');
-  response.writeHead(error.row.http, headers);
+  if (!request.complete || error.code === 'ERR_PROXY_REQUEST') response.shouldKeepAlive = false;
+  response.writeHead(error.row.http, STATUS_CODES[error.row.http] ?? '', Object.entries(headers).flat());
   response.end(request.method === 'HEAD' ? undefined : body);
 }
 
@@ -56,7 +57,7 @@ const REASONS: Readonly<Record<number, string>> = {
   508: 'Loop Detected',
 };
 
-function errorAnswer(
+export function errorAnswer(
   { code, message, row }: KiteError,
   { maintenancePage }: Pick<ProxySettings, 'maintenancePage'>,
 ): { readonly headers: Record<string, string>; readonly body: Buffer } {

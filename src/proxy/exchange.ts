@@ -1,4 +1,4 @@
-import type { ClientRequest, IncomingMessage, ServerResponse } from 'node:http';
+import type { ClientRequest, IncomingMessage } from 'node:http';
 import { parseAddress } from '../config/values.js';
 import { KiteError, toKiteError } from '../errors.js';
 import { monotonicMs } from '../util/clock.js';
@@ -8,6 +8,7 @@ import type { ReadNeeds } from './decide-read.js';
 import { decide } from './decide.js';
 import { sendError } from './error-answer.js';
 import { endToEnd, ERROR, FORWARD, trailerPairs } from './headers.js';
+import type { ProxyAnswer, ProxyRequest } from './inbound.js';
 import type { PrimaryView } from './node-view.js';
 import { proveForwarding } from './peer-proof.js';
 import { RequestBody } from './request-body.js';
@@ -23,8 +24,8 @@ const LEARNS_MS = 1000;
 
 /** Answers one request: decides where it goes, sends it there, passes the answer on. Never throws. */
 export async function serve(
-  request: IncomingMessage,
-  response: ServerResponse,
+  request: ProxyRequest,
+  response: ProxyAnswer,
   context: ProxyContext,
   expectContinue = false,
 ): Promise<void> {
@@ -37,8 +38,8 @@ export async function serve(
 }
 
 class Exchange {
-  readonly #request: IncomingMessage;
-  readonly #response: ServerResponse;
+  readonly #request: ProxyRequest;
+  readonly #response: ProxyAnswer;
   readonly #c: ProxyContext;
   readonly #expectContinue: boolean;
   readonly #body: RequestBody;
@@ -59,12 +60,7 @@ class Exchange {
   #waitedMs = 0;
   #head: Head | undefined;
 
-  constructor(
-    request: IncomingMessage,
-    response: ServerResponse,
-    context: ProxyContext,
-    expectContinue: boolean,
-  ) {
+  constructor(request: ProxyRequest, response: ProxyAnswer, context: ProxyContext, expectContinue: boolean) {
     this.#request = request;
     this.#response = response;
     this.#c = context;
@@ -226,7 +222,8 @@ class Exchange {
     if (sizeBytes === undefined || sizeBytes > replayMaxBodyBytes) return false;
     this.#count('replay', 409);
     // LiteFS answers an empty 200; where no edge takes this up, that would look like success.
-    this.#response.writeHead(409, { 'fly-replay': `${replay}=${to}`, 'content-length': 0 }).end();
+    this.#response.writeHead(409, 'Conflict', ['fly-replay', `${replay}=${to}`, 'content-length', '0']);
+    this.#response.end();
     return true;
   }
 
@@ -273,7 +270,7 @@ class Exchange {
       onRequest: (up) => (this.#up = up),
       onContinue: () => this.#continue(),
       onInformation:
-        this.#request.httpVersion === '1.1' ? (status, info) => this.#inform(status, info) : undefined,
+        this.#request.httpVersion !== '1.0' ? (status, info) => this.#inform(status, info) : undefined,
     });
   }
 
@@ -345,7 +342,7 @@ class Exchange {
     if (typeof code === 'string') headers.push('Kitefs-Error', code);
     response.sendDate = false;
     // What is left of the body would be read as the next request, or keep the connection for ever.
-    if (!this.#body.complete || this.#c.draining()) headers.push('Connection', 'close');
+    if (!this.#body.complete || this.#c.draining()) response.shouldKeepAlive = false;
     try {
       response.writeHead(status, from.statusMessage ?? '', headers);
     } catch (error) {

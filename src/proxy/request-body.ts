@@ -1,12 +1,13 @@
-import type { ClientRequest, IncomingMessage } from 'node:http';
+import type { ClientRequest } from 'node:http';
 import { trailerPairs } from './headers.js';
+import type { ProxyRequest } from './inbound.js';
 
 /**
  * The body of one request on its way to whoever answers it, streamed with back-pressure. What has passed is kept up to
  * `keepBytes`, so that it can be sent a second time; beyond that it cannot, and memory stays bounded.
  */
 export class RequestBody {
-  readonly #request: IncomingMessage;
+  readonly #request: ProxyRequest;
   readonly #keepBytes: number;
   /** undefined: too large to be kept. */
   #kept: Buffer[] | undefined = [];
@@ -21,7 +22,7 @@ export class RequestBody {
   /** undefined: not announced. */
   readonly sizeBytes: number | undefined;
 
-  constructor(request: IncomingMessage, keepBytes: number) {
+  constructor(request: ProxyRequest, keepBytes: number) {
     this.#request = request;
     this.#keepBytes = keepBytes;
     const { 'content-length': length, 'transfer-encoding': encoding } = request.headers;

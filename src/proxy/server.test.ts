@@ -181,7 +181,7 @@ describe('bad input', () => {
   const post = (headers: string, body = ''): string =>
     `POST / HTTP/1.1\r\nHost: app\r\n${headers}\r\n${body}`;
   const cases: readonly (readonly [string, string, RegExp])[] = [
-    ['HTTP/2', 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n', /^HTTP\/1.1 400 /],
+    ['what only begins like HTTP/2', 'PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n', /^HTTP\/1.1 400 /],
     ['no HTTP at all', 'hello\r\n\r\n', /^HTTP\/1.1 400 /],
     [
       'Content-Length and Transfer-Encoding',

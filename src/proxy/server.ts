@@ -7,8 +7,11 @@ import type { ProxyContext } from './context.js';
 import { sendError, writeError } from './error-answer.js';
 import { serve } from './exchange.js';
 import { InFlight } from './in-flight.js';
+import type { ProxyAnswer, ProxyRequest } from './inbound.js';
+import { Http2Front } from './http2-server.js';
+import { sniff } from './sniff.js';
 import { Targets, keepAliveAgent } from './targets.js';
-import { Upgrades } from './upgrade.js';
+import { Http1Upgrade, Upgrades } from './upgrade.js';
 
 /** Between nodes: less than what any proxy of ours keeps its side for. */
 const PEER_KEEP_ALIVE_MS = 5000;
@@ -22,6 +25,9 @@ export class ProxyServer {
   readonly #server: Server;
   readonly #context: ProxyContext;
   readonly #upgrades: Upgrades;
+  readonly #http2: Http2Front;
+  /** Connections that have said nothing yet. */
+  readonly #silent = new Set<Socket>();
   #running = 0;
   #draining = false;
   #onIdle: (() => void) | undefined;
@@ -56,7 +62,7 @@ export class ProxyServer {
       sendError(request, response, error, settings);
     });
     this.#server.on('upgrade', (request, socket, early) => {
-      void this.#upgrades.serve(request, socket as Socket, early);
+      void this.#upgrades.serve(new Http1Upgrade(request, socket as Socket, early, settings));
     });
     this.#server.on('connect', (_request, socket) => {
       writeError(socket, new KiteError('ERR_PROXY_METHOD', 'CONNECT is for other proxies'), settings);
@@ -66,6 +72,34 @@ export class ProxyServer {
       const isAnswering = (socket as { _httpMessage?: ServerResponse })._httpMessage?.headersSent === true;
       if (error.code === 'ECONNRESET' || isAnswering) socket.destroy();
       else writeError(socket, malformed(error), settings);
+    });
+    this.#http2 = new Http2Front(settings, {
+      serve: (request, answer, expectContinue) => this.#serve(request, answer, expectContinue),
+      upgrade: (client) => void this.#upgrades.serve(client),
+    });
+    this.#tellApart();
+  }
+
+  /** Node's server of HTTP/1.1 gets a connection once it is known not to be one of HTTP/2. */
+  #tellApart(): void {
+    const server = this.#server;
+    const { settings } = this.#context;
+    const [http1] = server.listeners('connection') as ((this: Server, socket: Socket) => void)[];
+    server.removeAllListeners('connection');
+    server.on('connection', (socket: Socket) => {
+      this.#silent.add(socket);
+      sniff(socket, settings.readHeaderTimeoutMs, (spoken, first) => {
+        this.#silent.delete(socket);
+        if (spoken === 'gone') socket.destroy();
+        else if (spoken === 'slow')
+          writeError(socket, new KiteError('ERR_PROXY_SLOW', 'no request came'), settings);
+        else if (spoken === 'http2') this.#http2.take(socket, first);
+        else {
+          http1!.call(server, socket);
+          // It listens to the connection now, as if nobody had before.
+          socket.emit('data', first);
+        }
+      });
     });
   }
 
@@ -114,6 +148,7 @@ export class ProxyServer {
       this.#server.close(() => resolve());
     });
     this.#server.closeIdleConnections();
+    this.#http2.drain();
     await Promise.race([
       Promise.all([this.#idle(), this.#upgrades.drain(drainMs)]),
       new Promise((resolve) => setTimeout(resolve, Math.max(0, untilMs - monotonicMs())).unref()),
@@ -121,14 +156,22 @@ export class ProxyServer {
     this.#upgrades.stop();
     // The last answers may still be on their way out of the process.
     this.#server.closeIdleConnections();
-    const cut = setTimeout(() => this.#server.closeAllConnections(), this.#running > 0 ? 0 : 100);
+    const cut = setTimeout(
+      () => {
+        this.#server.closeAllConnections();
+        this.#http2.destroy();
+        // Not before: another node may just be about to send a write on one.
+        for (const socket of this.#silent) socket.destroy();
+      },
+      this.#running > 0 ? 0 : 100,
+    );
     await closed;
     clearTimeout(cut);
     this.#context.targets.stop();
     this.#context.peers.destroy();
   }
 
-  #serve(request: IncomingMessage, response: ServerResponse, expectContinue: boolean): void {
+  #serve(request: ProxyRequest, response: ProxyAnswer, expectContinue: boolean): void {
     this.#running++;
     response.once('close', () => {
       this.#running--;

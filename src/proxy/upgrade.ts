@@ -1,5 +1,5 @@
 import { type IncomingMessage, request as httpRequest } from 'node:http';
-import type { Socket } from 'node:net';
+import { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { type Address, parseAddress } from '../config/values.js';
 import { KiteError, toKiteError } from '../errors.js';
@@ -9,11 +9,56 @@ import { readNeeds } from './annotate.js';
 import { type Head, type ProxyContext, readHead } from './context.js';
 import { writeError } from './error-answer.js';
 import { endToEnd, valuesOf } from './headers.js';
+import type { ProxyRequest } from './inbound.js';
 import type { PrimaryView } from './node-view.js';
 import { proveForwarding } from './peer-proof.js';
+import type { ProxySettings } from './settings.js';
 import { nodeChange, route } from './wait.js';
 
 const ASK_AGAIN_MS = 50;
+
+/** Who asks for the switch: a connection of HTTP/1.1, or a stream of HTTP/2. */
+export interface UpgradeClient {
+  readonly request: ProxyRequest;
+  /** What carries the bytes of the other protocol. */
+  readonly stream: Duplex;
+  /** What of them has come with the head. */
+  readonly early: Buffer;
+  /** The application has switched. Throws when the client cannot take that for what it has asked for. */
+  switched(response: IncomingMessage, headers: readonly string[], protocol: string): void;
+  /** It has not: an answer like any other. */
+  refused(response: IncomingMessage, headers: readonly string[]): void;
+  fail(error: KiteError): void;
+}
+
+/** A connection of HTTP/1.1 that asks for it by `Upgrade`. */
+export class Http1Upgrade implements UpgradeClient {
+  readonly request: IncomingMessage;
+  readonly stream: Socket;
+  readonly early: Buffer;
+  readonly #settings: ProxySettings;
+
+  constructor(request: IncomingMessage, stream: Socket, early: Buffer, settings: ProxySettings) {
+    this.request = request;
+    this.stream = stream;
+    this.early = early;
+    this.#settings = settings;
+  }
+
+  switched(response: IncomingMessage, headers: readonly string[], protocol: string): void {
+    const named = response.headers.upgrade ?? protocol;
+    this.stream.write(answerHead(response, [...headers, 'Connection', 'Upgrade', 'Upgrade', named]));
+  }
+
+  /** The end of the connection ends it. */
+  refused(response: IncomingMessage, headers: readonly string[]): void {
+    this.stream.write(answerHead(response, [...headers, 'Connection', 'close']));
+  }
+
+  fail(error: KiteError): void {
+    writeError(this.stream, error, this.#settings);
+  }
+}
 
 /**
  * Connections that have left HTTP: WebSockets and whatever else `Upgrade` names. Bytes pass as they are, both ways. What is at the primary
@@ -33,18 +78,19 @@ export class Upgrades {
     return this.#tunnels.size;
   }
 
-  /** Answers a request with `Upgrade`; `early` is what the client has sent after its head. Never throws. */
-  async serve(request: IncomingMessage, client: Socket, early: Buffer): Promise<void> {
+  /** Answers a request with `Upgrade`. Never throws. */
+  async serve(client: UpgradeClient): Promise<void> {
+    const { stream } = client;
     const gone = new AbortController();
     const abort = (): void => gone.abort();
-    client.on('error', abort);
-    client.once('close', abort);
+    stream.on('error', abort);
+    stream.once('close', abort);
     try {
-      await this.#serve(request, client, early, gone.signal);
+      await this.#serve(client, gone.signal);
     } catch (thrown) {
       const error = toKiteError(thrown);
       this.#c.count('read', 'proxy', error.row.http);
-      writeError(client, error, this.#c.settings);
+      client.fail(error);
     }
   }
 
@@ -60,8 +106,9 @@ export class Upgrades {
     for (const tunnel of this.#tunnels) tunnel.cut();
   }
 
-  async #serve(request: IncomingMessage, client: Socket, early: Buffer, gone: AbortSignal): Promise<void> {
+  async #serve(client: UpgradeClient, gone: AbortSignal): Promise<void> {
     const { settings, view } = this.#c;
+    const { request } = client;
     const head = readHead(request, true, this.#c);
     const { 'content-length': length, 'transfer-encoding': encoding } = request.headers;
     // Where its body ends and the new protocol begins would be a guess.
@@ -81,7 +128,7 @@ export class Upgrades {
       const isLocal = where.kind === 'local';
       const to = isLocal ? this.#c.targets.next() : parseAddress(where.primary.proxyAddress);
       const failed = to
-        ? await this.#connect(request, head, client, early, to, isLocal ? undefined : where.primary)
+        ? await this.#connect(client, head, to, isLocal ? undefined : where.primary)
         : 'nobody listens';
       if (failed === undefined || gone.aborted) return;
       const limitMs = arrivedMs + (isLocal ? settings.targetWaitMs : settings.primaryWaitMs);
@@ -97,16 +144,14 @@ export class Upgrades {
 
   /** Asks for the switch of protocols and passes on what comes of it; resolves with why nobody could be asked. */
   async #connect(
-    request: IncomingMessage,
+    client: UpgradeClient,
     head: Head,
-    client: Socket,
-    early: Buffer,
     to: Address,
     primary: PrimaryView | undefined,
   ): Promise<string | undefined> {
     const { settings, view } = this.#c;
     const headers = [...head.headers];
-    const protocol = valuesOf(request.rawHeaders, 'upgrade').join(', ');
+    const protocol = valuesOf(client.request.rawHeaders, 'upgrade').join(', ');
     // A tunnel of HTTP/2 would go past every rule of this proxy: that one is answered in HTTP/1.1.
     const isH2c = /(^|,)\s*h2c\s*(,|$)/i.test(protocol);
     if (!isH2c) headers.push('Connection', 'Upgrade', 'Upgrade', protocol);
@@ -133,8 +178,8 @@ export class Upgrades {
         maxHeaderSize: settings.maxHeaderBytes,
       });
       const abort = (): void => void up.destroy();
-      client.once('close', abort);
-      forget = () => client.removeListener('close', abort);
+      client.stream.once('close', abort);
+      forget = () => client.stream.removeListener('close', abort);
       up.once('socket', (socket) => socket.once('connect', () => (connected = true)));
       up.on('error', (error) => {
         if (connected)
@@ -148,13 +193,17 @@ export class Upgrades {
           reject(new KiteError('ERR_PROXY_TARGET', 'it switched to a protocol that was not asked for'));
           return;
         }
+        try {
+          client.switched(response, endToEnd(response.rawHeaders), protocol);
+        } catch (error) {
+          socket.destroy();
+          reject(new KiteError('ERR_PROXY_TARGET', (error as Error).message));
+          return;
+        }
         this.#c.count(head.class.kind, primary ? 'primary' : 'local', 101);
-        client.write(
-          answerHead(response, ['Connection', 'Upgrade', 'Upgrade', response.headers.upgrade ?? protocol]),
-        );
-        if (rest.length > 0) client.write(rest);
-        if (early.length > 0) socket.write(early);
-        this.#add(new Tunnel(client, socket, head.class.kind === 'write', primary?.nodeId));
+        if (rest.length > 0) client.stream.write(rest);
+        if (client.early.length > 0) socket.write(client.early);
+        this.#add(new Tunnel(client.stream, socket, head.class.kind === 'write', primary?.nodeId));
         resolve(undefined);
       });
       up.once('response', (response) => {
@@ -164,7 +213,10 @@ export class Upgrades {
           return;
         }
         this.#c.count(head.class.kind, primary ? 'primary' : 'local', response.statusCode ?? 502);
-        passAnswer(response, client);
+        client.refused(response, endToEnd(response.rawHeaders));
+        response.on('error', () => client.stream.destroy());
+        response.once('close', () => response.complete || client.stream.destroy());
+        response.pipe(client.stream);
         resolve(undefined);
       });
       up.end();
@@ -203,18 +255,20 @@ class Tunnel {
   /** The primary whose proxy it leads to; undefined: the application of this node. */
   readonly at: string | undefined;
   readonly ended: Promise<void>;
-  readonly #sockets: readonly [Socket, Socket];
+  readonly #sockets: readonly [Duplex, Socket];
   #end: NodeJS.Timeout | undefined;
 
-  constructor(client: Socket, to: Socket, needsPrimary: boolean, at: string | undefined) {
+  constructor(client: Duplex, to: Socket, needsPrimary: boolean, at: string | undefined) {
     this.needsPrimary = needsPrimary;
     this.at = at;
     this.#sockets = [client, to];
     for (const socket of this.#sockets) {
-      socket.setTimeout(0);
-      socket.setNoDelay(true);
-      // A peer that is gone without a word is noticed at last.
-      socket.setKeepAlive(true, 60_000);
+      if (socket instanceof Socket) {
+        socket.setTimeout(0);
+        socket.setNoDelay(true);
+        // A peer that is gone without a word is noticed at last.
+        socket.setKeepAlive(true, 60_000);
+      }
       socket.on('error', () => this.cut());
     }
     client.pipe(to);
@@ -232,26 +286,14 @@ class Tunnel {
   }
 }
 
-const closed = (socket: Socket): Promise<void> =>
+const closed = (socket: Duplex): Promise<void> =>
   new Promise((resolve) => {
     if (socket.closed) resolve();
     else socket.once('close', () => resolve());
   });
 
-function answerHead(
-  { statusCode, statusMessage, rawHeaders }: IncomingMessage,
-  added: readonly string[],
-): Buffer {
-  const headers = [...endToEnd(rawHeaders), ...added];
+function answerHead({ statusCode, statusMessage }: IncomingMessage, headers: readonly string[]): Buffer {
   let text = `HTTP/1.1 ${statusCode} ${statusMessage}\r\n`;
   for (let i = 0; i + 1 < headers.length; i += 2) text += `${headers[i]}: ${headers[i + 1]}\r\n`;
   return Buffer.from(`${text}\r\n`, 'latin1');
-}
-
-/** The protocol was not switched: an answer like any other, ended by the end of the connection. */
-function passAnswer(response: IncomingMessage, client: Duplex): void {
-  client.write(answerHead(response, ['Connection', 'close']));
-  response.on('error', () => client.destroy());
-  response.once('close', () => response.complete || client.destroy());
-  response.pipe(client);
 }

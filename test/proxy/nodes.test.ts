@@ -1,4 +1,5 @@
 import { execFile } from 'node:child_process';
+import { writeFile } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
@@ -79,6 +80,33 @@ describe('three nodes behind their proxies', () => {
       `head -c ${size} /dev/zero | curl -sS -T - -X POST 'http://127.0.0.1:${proxy}/notes?id=large'`,
     ]);
     expect(JSON.parse(stdout)).toEqual({ port: String(served[0]!.app), id: 'large', size });
+  });
+
+  it('speak HTTP/2 with clients that know it, as curl does', async () => {
+    const curl = async (at: Served, ...args: string[]): Promise<Record<string, unknown>> => {
+      const path = args.pop();
+      const { stdout } = await promisify(execFile)('curl', [
+        '-sS',
+        '--http2-prior-knowledge',
+        '-w',
+        '\n%{http_version} %{http_code}',
+        ...args,
+        `http://127.0.0.1:${at.proxy}${path}`,
+      ]);
+      const [body, how] = stdout.split('\n');
+      expect(how).toBe('2 200');
+      return JSON.parse(body ?? '') as Record<string, unknown>;
+    };
+    const [first, second] = served as [Served, Served];
+    const jar = join(cluster.dir, 'cookies');
+    const [zeros, size] = [join(cluster.dir, 'zeros'), 8 << 20];
+    await writeFile(zeros, Buffer.alloc(size));
+    const body = ['-X', 'POST', '-T', zeros];
+    const written = await curl(second, '-c', jar, ...body, '/notes?id=h2');
+    expect(written).toEqual({ port: String(first.app), id: 'h2', size });
+    const read = await curl(second, '-b', jar, '/notes');
+    expect(read['port']).toBe(String(second.app));
+    expect(read['ids']).toContain('h2');
   });
 
   it('send on what the application of a replica does not want', async () => {
