@@ -77,7 +77,7 @@ export function missingRuntimePackages() {
   return packages;
 }
 
-/** What the tests need beside that: the second driver's library, git, Go for the format's oracle, Python for Django. */
+/** What the tests need beside that: the second driver's library, git, Go for the format's oracle, Python for Django, a browser (CHROMIUM: another path of it). */
 function missingTestPackages() {
   const packages = missingRuntimePackages();
   if (!has('fusermount3') && !has('fusermount')) packages.push('fuse3');
@@ -87,6 +87,7 @@ function missingTestPackages() {
   if (!has('/usr/sbin/sshd')) packages.push('openssh-server');
   if (!has('openssl')) packages.push('openssl');
   if (!has('go')) packages.push('golang-go');
+  if (!has('chromium') && !process.env.CHROMIUM) packages.push('chromium');
   if (spawnSync('python3', ['-c', 'import venv, ensurepip']).status !== 0) packages.push('python3-venv');
   return packages;
 }
