@@ -17,6 +17,9 @@ import { nodeChange, route } from './wait.js';
 
 const ASK_AGAIN_MS = 50;
 
+/** Of its own, so that it keeps nothing of a request alive. */
+const ignore = (): void => undefined;
+
 /** Who asks for the switch: a connection of HTTP/1.1, or a stream of HTTP/2. */
 export interface UpgradeClient {
   readonly request: ProxyRequest;
@@ -83,7 +86,8 @@ export class Upgrades {
     const { stream } = client;
     const gone = new AbortController();
     const abort = (): void => gone.abort();
-    stream.on('error', abort);
+    // An error is followed by a close.
+    stream.on('error', ignore);
     stream.once('close', abort);
     try {
       await this.#serve(client, gone.signal);
@@ -91,6 +95,9 @@ export class Upgrades {
       const error = toKiteError(thrown);
       this.#c.count('read', 'proxy', error.row.http);
       client.fail(error);
+    } finally {
+      // A tunnel minds its ends itself; kept, this would keep the request and its headers for as long as it lasts.
+      stream.removeListener('close', abort);
     }
   }
 
