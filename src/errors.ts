@@ -150,6 +150,10 @@ export const ERRORS = {
     grpc: 9,
   }),
 
+  ERR_HTTP_EVENT_STREAMS: row(
+    'Let one client of /events per application listen and tell the others; close those that are not needed.',
+    { retry: true, http: 503, grpc: 8 },
+  ),
   ERR_HTTP_LOOPBACK: row('Call it on the node itself, through 127.0.0.1, or set http.token.', {
     http: 403,
     grpc: 7,

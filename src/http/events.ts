@@ -21,6 +21,9 @@ const HEARTBEAT_MS = 10_000;
 /** A client that takes nothing for so long is gone. */
 const STUCK_MS = 60_000;
 
+/** Databases of which the newest is kept for a client that does not keep up; with more it is cut off, as LiteFS does with 1024 events. */
+const HELD_MAX = 1024;
+
 /** One client of /events. */
 export class EventStream {
   readonly #response: ServerResponse;
@@ -69,7 +72,11 @@ export class EventStream {
 
   #send(event: Event): void {
     if (this.#blockedSinceMs === undefined) this.#write(event);
-    else this.#held.set(`${event.type} ${event.db ?? ''}`, event);
+    else {
+      this.#held.set(`${event.type} ${event.db ?? ''}`, event);
+      // It comes back and begins with `init`: that costs less than what it has missed.
+      if (this.#held.size > HELD_MAX) this.#response.destroy();
+    }
   }
 
   #write(event: Event): void {

@@ -18,6 +18,9 @@ import type { AdminServerOptions } from './server.js';
 /** How long the rest of a refused body is read and thrown away. */
 const DISCARD_MS = 10_000;
 
+/** Every event is written for each of them, by the thread that also renews the lease. */
+const EVENT_STREAMS_MAX = 256;
+
 /** How often it is said how far something is. */
 const PROGRESS_MS = 1000;
 
@@ -26,6 +29,8 @@ type Handler = (exchange: Exchange) => Promise<void> | void;
 interface ServerState extends AdminServerOptions {
   /** Aborted when the server closes: nothing goes on that has no end of its own. */
   readonly closing: AbortSignal;
+  /** The answers of /events that are open. */
+  readonly eventStreams: Set<ServerResponse>;
 }
 
 interface Exchange extends ServerState {
@@ -151,7 +156,10 @@ function showHealth({ node, response, maxLagMs }: Exchange): void {
     .end(isWell ? 'OK\n' : 'the data of this node is older than proxy.max-lag\n');
 }
 
-function streamEvents({ node, request, response, url, closing }: Exchange): void {
+function streamEvents({ node, request, response, url, closing, eventStreams }: Exchange): void {
+  if (eventStreams.size >= EVENT_STREAMS_MAX)
+    throw new KiteError('ERR_HTTP_EVENT_STREAMS', `${eventStreams.size} clients listen to /events already`);
+  eventStreams.add(response);
   const stream = new EventStream(response, {
     sse: (request.headers.accept ?? '').includes('text/event-stream'),
     database: url.searchParams.get('db') ?? undefined,
@@ -161,6 +169,7 @@ function streamEvents({ node, request, response, url, closing }: Exchange): void
   const end = (): void => void response.end();
   closing.addEventListener('abort', end);
   response.once('close', () => {
+    eventStreams.delete(response);
     unwatch();
     closing.removeEventListener('abort', end);
   });

@@ -251,6 +251,33 @@ describe('the admin server', () => {
       expect(text.split('"tx"').length).toBeLessThan(20_000);
       socket.destroy();
     });
+
+    it('end for a client that is behind in more databases than are kept for it', async () => {
+      const socket = connect(server.port, '127.0.0.1');
+      socket.write('GET /events HTTP/1.1\r\nHost: x\r\n\r\n');
+      await once(socket, 'readable');
+      for (let i = 1; i <= 100_000; i += 1) tell(transaction(`db${i % 1000}`, i));
+      expect(listeners.size).toBe(1);
+      for (let i = 1; i <= 100; i += 1) tell(transaction(`other${i}`, i));
+      await vi.waitFor(() => expect(listeners.size).toBe(0));
+      socket.destroy();
+    });
+
+    it('are for 256 clients at a time; the next gets 503 and may try again', async () => {
+      const all = await Promise.all(Array.from({ length: 256 }, () => open('/events')));
+      const refused = await call('/events');
+      expect(refused.status).toBe(503);
+      expect(await refused.json()).toMatchObject({ error: { code: 'ERR_HTTP_EVENT_STREAMS' } });
+      expect((await call('/info')).status).toBe(200);
+      all.pop()!.end();
+      await vi.waitFor(async () => {
+        const next = await open('/events');
+        expect(next.answer.status).toBe(200);
+        next.end();
+      });
+      for (const one of all) one.end();
+      await vi.waitFor(() => expect(listeners.size).toBe(0));
+    });
   });
 
   it('gives metrics for Prometheus that follow the status', async () => {

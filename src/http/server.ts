@@ -1,5 +1,5 @@
 import type { AddressInfo } from 'node:net';
-import { createServer, type Server } from 'node:http';
+import { createServer, type Server, type ServerResponse } from 'node:http';
 import { KiteError } from '../errors.js';
 import type { Address } from '../config/values.js';
 import { formatAddress } from '../config/values.js';
@@ -35,9 +35,8 @@ export class AdminServer {
   /** Rejects with ERR_DAEMON_PORT when the address cannot be listened on. */
   static async listen(options: AdminServerOptions): Promise<AdminServer> {
     const closing = new AbortController();
-    const server = createServer(
-      (request, response) => void handleRequest(request, response, { ...options, closing: closing.signal }),
-    );
+    const state = { ...options, closing: closing.signal, eventStreams: new Set<ServerResponse>() };
+    const server = createServer((request, response) => void handleRequest(request, response, state));
     const { host, port } = options.address;
     await new Promise<void>((resolve, reject) => {
       server.once('error', (error: NodeJS.ErrnoException) => {
