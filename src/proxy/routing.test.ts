@@ -362,6 +362,72 @@ describe('the application', () => {
   });
 });
 
+describe('an application that learns late that it is at the primary', () => {
+  const wants = 'HTTP/1.1 409 Conflict\r\nKitefs-Forward: primary\r\nContent-Length: 2\r\n\r\nno';
+  /** Asks for the primary so many times, and is one then. */
+  const late = async (times: number): Promise<{ readonly port: number; readonly bodies: string[] }> => {
+    const bodies: string[] = [];
+    const { port } = await raw((socket, all) => {
+      const received = all.slice(all.lastIndexOf('POST /'));
+      const [head = '', body = ''] = received.split('\r\n\r\n');
+      if (!head.startsWith('POST') || body.length < Number(/content-length: (\d+)/i.exec(head)?.[1] ?? 0))
+        return;
+      bodies.push(body);
+      socket.write(bodies.length <= times ? wants : answerOf('written'));
+    });
+    return { port, bodies };
+  };
+
+  it('is asked again until it knows, with the whole request each time', async () => {
+    const there = await late(2);
+    const { primary } = await pair(there.port, (await app('here')).port);
+    const answer = await ask(primary.port, 'POST', '/', { body: 'the whole body' });
+    expect([answer.status, answer.body]).toEqual([200, 'written']);
+    expect(there.bodies).toEqual(Array.from({ length: 3 }, () => 'the whole body'));
+    expect(primary.counted).toEqual(['write local 200']);
+  });
+
+  it('is asked again by its own proxy when another node has sent the request', async () => {
+    const there = await late(1);
+    const { primary, replica } = await pair(there.port, (await app('here')).port);
+    expect((await ask(replica.port, 'POST', '/', { body: 'x' })).body).toBe('written');
+    expect([primary.counted, replica.counted]).toEqual([['write local 200'], ['write primary 200']]);
+    expect(there.bodies).toEqual(['x', 'x']);
+  });
+
+  it('has its time from its first refusal on, however long the request has waited before', async () => {
+    const there = await late(1);
+    const { primary } = await pair(there.port, (await app('here')).port);
+    primary.view.set({ role: 'draining' });
+    const answer = ask(primary.port, 'POST', '/', { body: 'x' });
+    await new Promise((resolve) => setTimeout(resolve, 1100));
+    primary.view.set({ role: 'primary', epoch: 8n });
+    expect((await answer).body).toBe('written');
+  });
+
+  it('and never learns it, or cannot be asked twice, has the last word', async () => {
+    const never = await late(Infinity);
+    const { primary } = await pair(never.port, (await app('here')).port);
+    const answer = await ask(primary.port, 'POST', '/', { body: 'x' });
+    expect([answer.status, answer.body, answer.headers['kitefs-forward']]).toEqual([409, 'no', undefined]);
+    expect(never.bodies.length).toBeGreaterThan(2);
+    never.bodies.length = 0;
+    // Larger than what is kept.
+    const large = await ask(primary.port, 'POST', '/', { body: 'y'.repeat(100_000) });
+    expect([large.status, never.bodies.length]).toEqual([409, 1]);
+  });
+
+  it('is left for another node when the role has gone meanwhile', async () => {
+    const [there, here] = [await late(Infinity), await app('here')];
+    const { primary, replica } = await pair(there.port, here.port);
+    const answer = ask(primary.port, 'POST', '/', { body: 'x' });
+    await until(() => there.bodies.length > 0);
+    replica.view.set({ role: 'primary', writableUntilMs: Infinity, primary: undefined, epoch: 8n });
+    primary.view.follow(replica.port, { epoch: 8n });
+    expect((await answer).body).toBe('here POST /');
+  });
+});
+
 describe('an upgraded connection', () => {
   const upgrade = (path: string, more = ''): string =>
     `GET ${path} HTTP/1.1\r\nHost: app\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: k\r\n${more}\r\n`;
