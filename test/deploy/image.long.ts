@@ -105,7 +105,7 @@ async function build(name: string, built: Map<string, string>): Promise<string> 
         if (from !== undefined) await run('cp', ['-a', join(built.get(from)!, path), to]);
         // What Git has is what .dockerignore leaves, and what a fresh clone has.
         else if (path === '.')
-          await run('sh', ['-c', 'git ls-files -z | xargs -0 cp --parents --remove-destination -t "$0"', to]);
+          await run('sh', ['-c', 'git ls-files -z | tar --null --files-from=- -c | tar -x -C "$0"', to]);
         else await run('cp', ['-a', path, to]);
       }
     }
