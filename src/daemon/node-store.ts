@@ -214,12 +214,14 @@ export class NodeStore implements ReplicationStore {
   async seen(name: string): Promise<EpochPosition | undefined> {
     const entry = this.#entries.get(name);
     if (!entry || !exists(entry)) return undefined;
-    if (this.#isPrimary() || entry.lent) {
+    // Without a queue the role is changing: what readers see may be capture's still, or again.
+    if (this.#isPrimary() || entry.lent || !entry.queue) {
       const captured = await this.#capture.position(name);
       // Not captured: it is being taken over, or damaged. Nothing was written that the log does not have.
       return captured ?? this.position(name);
     }
-    return entry.queue?.applying ?? this.appliedPosition(name);
+    // Not known while the applier opens it; more than the log has nobody sees.
+    return entry.queue.applying ?? this.appliedPosition(name) ?? this.position(name);
   }
 
   /** What readers here see: how large the database is, and where; undefined where that is not known. */
