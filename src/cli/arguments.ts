@@ -21,11 +21,16 @@ export function normaliseArguments(words: readonly string[]): string[] {
   ];
 }
 
-/** Gives a command -config and a flag for every setting. */
+/** Gives a command -config and a flag for every setting; only the help of `mount` lists these. */
 export function addConfigOptions(command: Command): Command {
+  const isMount = command.name() === 'mount';
   command.option('--config <file>', 'read this file and no other');
   command.option('--no-expand-env', 'leave $NAME in the file as it is');
-  for (const setting of SETTINGS) command.addOption(optionOf(setting));
+  for (const setting of SETTINGS) {
+    const option = optionOf(setting);
+    command.addOption(isMount ? option : option.hideHelp());
+  }
+  if (!isMount) command.addHelpText('after', '\nEvery setting is a flag too: kitefs mount -help lists them.');
   for (const flag of ['--debug', '--skip-unmount', '--tracing']) {
     command.addOption(new Option(flag, 'as in LiteFS').hideHelp());
   }
