@@ -61,9 +61,19 @@ export function readHead(
   const hosts = valuesOf(rawHeaders, 'host').length;
   if (hosts > 1) refuse('there is more than one Host');
   if (hosts === 0 && !isOld) refuse('there is no Host');
+  const { host, 'transfer-encoding': coding } = request.headers;
+  // What other parts of an address would be in a host, readers take for different ones.
+  if (host !== undefined && /[\s/?#@\\]/.test(host)) refuse('Host is no host');
+  const authority = ABSOLUTE.exec(url)?.[1];
+  // Whether the one or the other counts is not the same for all (RFC 9112 §3.2.2).
+  if (authority !== undefined && authority.toLowerCase() !== host?.toLowerCase())
+    refuse('the address names another host than Host');
+  if (url.includes('#')) refuse('a request names no fragment');
+  // Node takes off `chunked` only; what it had been put around would go on as if it were the body.
+  if (coding !== undefined && coding.trim().toLowerCase() !== 'chunked')
+    refuse('Transfer-Encoding: chunked is known only');
   // RFC 9112 §6.1: its framing is to be taken as faulty.
-  if (isOld && request.headers['transfer-encoding'] !== undefined)
-    refuse('HTTP/1.0 has no Transfer-Encoding');
+  if (isOld && coding !== undefined) refuse('HTTP/1.0 has no Transfer-Encoding');
 
   const via = valuesOf(rawHeaders, VIA).flatMap((value) => value.split(',').map((hop) => hop.trim()));
   const self = encodeURIComponent(view.now.nodeId);
@@ -103,9 +113,12 @@ export function readHead(
   };
 }
 
+/** Scheme and authority of a whole address. */
+const ABSOLUTE = /^[a-z][a-z\d+.-]*:\/\/([^/?#]*)/i;
+
 /** The path without query, as the client wrote it; of an absolute URL the part after the authority. */
 export function pathOf(url: string): string {
-  const absolute = url.startsWith('/') ? undefined : /^[a-z][a-z\d+.-]*:\/\/[^/?#]*/i.exec(url)?.[0];
+  const absolute = url.startsWith('/') ? undefined : ABSOLUTE.exec(url)?.[0];
   const rest = absolute === undefined ? url : url.slice(absolute.length) || '/';
   const end = rest.search(/[?#]/);
   return end < 0 ? rest : rest.slice(0, end) || '/';

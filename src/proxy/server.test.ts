@@ -203,6 +203,21 @@ describe('bad input', () => {
       post('Transfer-Encoding: chunked, identity\r\n', '0\r\n\r\n'),
       /^HTTP\/1.1 400 /,
     ],
+    [
+      'a transfer coding inside of chunked',
+      post('Transfer-Encoding: gzip, chunked\r\n', '4\r\nwiki\r\n0\r\n\r\n'),
+      /^HTTP\/1.1 400 /,
+    ],
+    [
+      'a chunk extension without end',
+      post('Transfer-Encoding: chunked\r\n', `4;${'e'.repeat(40_000)}`),
+      /^HTTP\/1.1 400 /,
+    ],
+    ['a length beyond all', post('Content-Length: 99999999999999999999999\r\n'), /^HTTP\/1.1 400 /],
+    ['a Host that is none', 'GET / HTTP/1.1\r\nHost: app@evil\r\n\r\n', /^HTTP\/1.1 400 /],
+    ['a Host that is two', 'GET / HTTP/1.1\r\nHost: app, evil\r\n\r\n', /^HTTP\/1.1 400 /],
+    ['another host in the address', 'GET http://evil/ HTTP/1.1\r\nHost: app\r\n\r\n', /^HTTP\/1.1 400 /],
+    ['a fragment', 'GET /admin#x HTTP/1.1\r\nHost: app\r\n\r\n', /^HTTP\/1.1 400 /],
     ['an unknown transfer coding', post('Transfer-Encoding: xchunked\r\n', '0\r\n\r\n'), /^HTTP\/1.1 400 /],
     [
       'Transfer-Encoding with a control character',
@@ -268,8 +283,40 @@ describe('bad input', () => {
     const answer = await exchangeRaw(port, [text, isFraming ? get('/second') : ''], /\}\n$/);
     expect(answer).toMatch(expected);
     // A body whose framing breaks later has begun by then; for the application the request is never whole.
-    expect(app.received).toMatch(what.startsWith('a chunk size') ? /^(POST [^]*\r\n\r\n)?$/ : /^$/);
+    expect(app.received).toMatch(/^a chunk (size|ext)/.test(what) ? /^(POST [^]*\r\n\r\n)?$/ : /^$/);
     expect(answer).toContain('Kitefs-Error: ERR_PROXY_');
+  });
+
+  it('never gets an answer in the place of the one before it', async () => {
+    const app = await raw((socket, received) => {
+      if (received.includes('/first')) setTimeout(() => socket.write(OK), 300);
+    });
+    const { port } = await proxy([app.port]);
+    const first = 'POST /first HTTP/1.1\r\nHost: app\r\nContent-Length: 0\r\n\r\n';
+    // Malformed: the first is carried out, so 400 would be a lie.
+    const answer = await exchangeRaw(port, [first, 50, get('/second', 'X-A : 1\r\n')]);
+    expect(answer).toMatch(/^HTTP\/1.1 200 OK\r\n[^]*Connection: close\r\n\r\nhi$/);
+    expect(app.received).not.toContain('second');
+  });
+
+  it('is what an application sends beyond its answer, which nobody else gets', async () => {
+    for (const lateMs of [0, 20]) {
+      const app = await raw((socket, received) => {
+        const evil = 'HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil';
+        if (!received.endsWith('\r\n\r\n')) return;
+        if (!received.includes('/first')) socket.write(OK);
+        else if (lateMs === 0) socket.write(OK + evil);
+        else {
+          socket.write(OK);
+          setTimeout(() => socket.write(evil), lateMs);
+        }
+      });
+      const { port } = await proxy([app.port]);
+      for (const path of ['/first', '/second', '/third']) {
+        expect(await exchangeRaw(port, [get(path, close)])).toMatch(/\r\n\r\nhi$/);
+        await new Promise((resolve) => setTimeout(resolve, 50));
+      }
+    }
   });
 
   it('gives a slow head and a slow body their time and no more', async () => {

@@ -68,9 +68,10 @@ export class ProxyServer {
       writeError(socket, new KiteError('ERR_PROXY_METHOD', 'CONNECT is for other proxies'), settings);
     });
     this.#server.on('clientError', (error: NodeJS.ErrnoException, socket) => {
-      // Somebody's answer is under way on this connection: nothing may come in between.
-      const isAnswering = (socket as { _httpMessage?: ServerResponse })._httpMessage?.headersSent === true;
-      if (error.code === 'ECONNRESET' || isAnswering) socket.destroy();
+      const answering = (socket as { _httpMessage?: ServerResponse | null })._httpMessage;
+      if (error.code === 'ECONNRESET' || answering?.headersSent === true) socket.destroy();
+      // An earlier request is whole, and its answer still to come: this one would be taken for it. The connection ends with that answer.
+      else if (answering?.req.complete === true) answering.shouldKeepAlive = false;
       else writeError(socket, malformed(error), settings);
     });
     this.#http2 = new Http2Front(settings, {
