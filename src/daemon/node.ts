@@ -40,7 +40,7 @@ import { DatabaseRequests } from './database-requests.js';
 import { EventLog } from './event-log.js';
 import { noteClientEvent, noteDurabilityEvent, noteReplicaEvent } from './event-notes.js';
 import { HAND_OFF_WAIT_MS, HandOff, type HandOffRequest } from './hand-off.js';
-import { openLease } from './lease-kinds.js';
+import { leaseIdentity, openLease } from './lease-kinds.js';
 import { LockEnforcer } from './lock-enforcer.js';
 import { isHolder, reasonToEnter } from './node-state.js';
 import { NodeStore } from './node-store.js';
@@ -145,7 +145,7 @@ export class Node implements NodeApi {
     const adapter = await openLease(config, nodeId, this.#data.node.epoch);
     this.#undo.push(() => adapter.close());
     await fromBackups.check(adapter);
-    const { clusterId, foundedWith } = await joinCluster(this.#data, config, adapter, fromBackups.cluster);
+    const joined = await joinCluster(this.#data, config, adapter, fromBackups.cluster);
 
     // Forked first: a process takes as long to load as capture and the mount take to start.
     const starting = Applier.start({
@@ -384,31 +384,13 @@ export class Node implements NodeApi {
     });
     this.#undo.push(() => admin.close());
 
-    const incarnation = randomUUID();
     this.#lease = new Lease({
+      ...leaseIdentity(config, this.#data, joined),
       adapter,
-      clusterId,
-      incarnation,
-      formerIncarnation: this.#data.replaceProcess(incarnation),
-      node: {
-        nodeId,
-        advertiseUrl: config.lease.advertiseUrl,
-        peerAddress: config.peer.advertise,
-        ...(config.proxy.advertise && { proxyAddress: formatAddress(config.proxy.advertise) }),
-        instance: config.proxy.instance,
-        candidate: config.lease.candidate,
-        region: config.node.region,
-        priority: config.node.priority,
-      },
-      highestEpoch: this.#data.node.epoch,
       positions: () => this.#leasePositions(),
       elsewhere: () => fromBackups.positions(),
-      foundedWith,
       followed: (epoch, atMs) => this.#hasFollowed(epoch, atMs),
       powerWasCut: powerWasCut(config.data.dir),
-      ttlMs: config.lease.ttlMs,
-      lockDelayMs: config.lease.lockDelayMs,
-      electionWaitMs: config.lease.electionWaitMs,
       onEvent: (event) => this.#onLeaseEvent(event),
     });
     this.#handOff = new HandOff({
@@ -436,7 +418,7 @@ export class Node implements NodeApi {
         config,
         control: this.#control,
         store: this.#store,
-        clusterId,
+        clusterId: joined.clusterId,
         role: this.#role,
         ready: this.#isReady(),
         holder: this.#holder,

@@ -14,7 +14,6 @@ import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Config } from '../config/load.js';
-import { formatAddress } from '../config/values.js';
 import { KiteError, toKiteError } from '../errors.js';
 import { behind, furthest } from '../lease/election.js';
 import { Lease } from '../lease/lease.js';
@@ -28,9 +27,9 @@ import { encodeDatabaseName } from '../store/database-name.js';
 import { Log } from '../store/log.js';
 import { replaceDatabase } from '../store/replacements.js';
 import { fsyncDirectory, writeFully } from '../util/files.js';
-import { monotonicNs } from '../util/clock.js';
+import { monotonicMs, monotonicNs } from '../util/clock.js';
 import { joinCluster, type JoinedCluster } from './cluster-id.js';
-import { openLease } from './lease-kinds.js';
+import { leaseIdentity, openLease } from './lease-kinds.js';
 
 const POLL_MS = 20;
 /** Beside the times after which a silent holder may be succeeded. */
@@ -276,31 +275,13 @@ class Turn {
   #wrote: LeasePositions = {};
 
   constructor(config: Config, data: DataDirectory, adapter: LeaseAdapter, joined: JoinedCluster) {
-    const { lease, peer, node } = config;
-    const incarnation = randomUUID();
+    const { lease } = config;
     this.#lease = new Lease({
+      ...leaseIdentity(config, data, joined),
       adapter,
-      clusterId: joined.clusterId,
-      foundedWith: joined.foundedWith,
-      incarnation,
-      formerIncarnation: data.replaceProcess(incarnation),
-      node: {
-        nodeId: data.node.nodeId,
-        advertiseUrl: lease.advertiseUrl,
-        peerAddress: peer.advertise,
-        ...(config.proxy.advertise && { proxyAddress: formatAddress(config.proxy.advertise) }),
-        instance: config.proxy.instance,
-        candidate: true,
-        region: node.region,
-        priority: node.priority,
-      },
-      highestEpoch: data.node.epoch,
       // Of the other databases the record goes on saying what it says: nothing of them is decided here.
       positions: () => ({ ...(this.#won?.recorded ?? this.#lease.record?.positions), ...this.#wrote }),
       followed: () => false,
-      ttlMs: lease.ttlMs,
-      lockDelayMs: lease.lockDelayMs,
-      electionWaitMs: lease.electionWaitMs,
       onEvent: (event) => this.#on(event),
     });
     this.#limitMs = 4 * lease.ttlMs + lease.lockDelayMs + PATIENCE_MS;
@@ -322,14 +303,14 @@ class Turn {
     this.#lease.start();
     this.#lease.acceptLoss(this.#limitMs);
     let first: string | undefined;
-    for (const untilMs = Date.now() + this.#limitMs; !this.#won; await sleep(POLL_MS)) {
+    for (const untilMs = monotonicMs() + this.#limitMs; !this.#won; await sleep(POLL_MS)) {
       if (this.#failed && this.#failed.code !== 'ERR_LEASE_UNREACHABLE') throw this.#failed;
       const { holder, heartbeat } = this.#lease.record ?? {};
       const beat = holder && `${holder.incarnation} ${heartbeat}`;
       first ??= beat;
       // It is being renewed: somebody lives.
       if (holder && beat !== first) throw running(holder);
-      if (Date.now() > untilMs)
+      if (monotonicMs() > untilMs)
         throw this.#failed ?? new KiteError('ERR_LEASE_UNREACHABLE', this.#lease.waitingFor);
     }
     const others = this.#lease.members.map(({ positions }) => positions);
@@ -339,7 +320,7 @@ class Turn {
   /** Resolves while nobody else can be primary. Throws ERR_RESTORE_RUNNING when that is over. */
   async mayWrite(): Promise<void> {
     this.#lease.ready(this.#won!.epoch);
-    for (const untilMs = Date.now() + this.#limitMs; Date.now() < untilMs; await sleep(POLL_MS)) {
+    for (const untilMs = monotonicMs() + this.#limitMs; monotonicMs() < untilMs; await sleep(POLL_MS)) {
       if (this.#failed && this.#failed.code !== 'ERR_LEASE_UNREACHABLE') throw this.#failed;
       if (this.#lost !== undefined) break;
       // Half a second is enough for some renames, and the next heartbeat brings more.
@@ -359,7 +340,7 @@ class Turn {
     const nodeId = record?.holder?.nodeId;
     if (!record || nodeId === undefined || record.syncSet.length === 0) return;
     this.#lease.setSyncSet(record.epoch, [nodeId]);
-    for (const untilMs = Date.now() + this.#limitMs; Date.now() < untilMs; await sleep(POLL_MS))
+    for (const untilMs = monotonicMs() + this.#limitMs; monotonicMs() < untilMs; await sleep(POLL_MS))
       if (String(this.#lease.syncSets) === nodeId) return;
     throw new KiteError('ERR_LEASE_UNREACHABLE', 'the lease did not take another sync set');
   }

@@ -100,6 +100,7 @@ async function build(name: string, built: Map<string, string>): Promise<string> 
       const [, from, words] = /^(?:--from=(\S+) )?(.*)$/.exec(rest)!;
       const paths = words!.split(' ');
       const to = join(root, paths.at(-1)!.startsWith('/') ? '/' : cwd, paths.at(-1)!);
+      mkdirSync(dirname(to), { recursive: true });
       say(`COPY ${rest}`);
       for (const path of paths.slice(0, -1)) {
         if (from !== undefined) await run('cp', ['-a', join(built.get(from)!, path), to]);
