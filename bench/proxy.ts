@@ -243,6 +243,8 @@ export async function benchProxy(rounds: number, seconds: number): Promise<void>
       })),
     );
 
+    // As the ways before: with code that has run often.
+    for (const { port } of [primary, replica]) await load(port, 'POST', CONNECTIONS, seconds);
     const writes: { readonly here: number; readonly there: number }[] = [];
     for (let round = 0; round < rounds; round++) {
       const { p50: here } = await load(primary.port, 'POST', 1, 1);
