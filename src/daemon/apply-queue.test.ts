@@ -93,6 +93,16 @@ describe('the apply queue', () => {
     expect(seen.told).toEqual([2n, 'apply']);
   });
 
+  it('opens once more what was found damaged while it was being opened or applied', async () => {
+    const { queue, seen, opened } = queueOf([file(1n)]);
+    const running = queue.drained();
+    // The answers of what is under way come after this.
+    queue.reopen();
+    await running;
+    await queue.drained();
+    expect([opened(), seen.applied.at(-1)]).toEqual([2, 1n]);
+  });
+
   it('opens again and goes on after the applier was restarted', async () => {
     const restarted = new KiteError('ERR_APPLIER_RESTARTED', 'killed');
     const { queue, seen, opened } = queueOf([file(1n), file(2n)], [restarted]);

@@ -44,6 +44,8 @@ export class ApplyQueue {
   #stopped = false;
   #wake: (() => void) | undefined;
   #logWasDamaged = false;
+  /** How often `reopen` was called: what the applier said before the last time is about what is no more. */
+  #reopenings = 0;
 
   constructor(options: ApplyQueueOptions) {
     this.#options = options;
@@ -65,8 +67,9 @@ export class ApplyQueue {
     });
   }
 
-  /** The applier was started again: nothing is open in it. */
+  /** The applier was started again, or found a page damaged: what was open in it, or is being opened, is not any more. */
   reopen(): void {
+    this.#reopenings += 1;
     this.#database = undefined;
     this.kick();
   }
@@ -112,7 +115,8 @@ export class ApplyQueue {
 
   async #applyAll(): Promise<void> {
     const { name } = this.#options;
-    if (!this.#database) this.#took(await this.#open());
+    const since = this.#reopenings;
+    if (!this.#database) this.#took(await this.#open(), since);
     while (!this.#stopped && this.#database) {
       const files = this.#options.filesAfter(this.#database);
       if (!files) {
@@ -122,7 +126,7 @@ export class ApplyQueue {
         );
       }
       if (files.length === 0) return;
-      this.#took(await this.#apply(files.slice(0, FILES_PER_CALL)));
+      this.#took(await this.#apply(files.slice(0, FILES_PER_CALL)), since);
     }
   }
 
@@ -152,7 +156,12 @@ export class ApplyQueue {
     return database;
   }
 
-  #took(database: AppliedDatabase): void {
+  #took(database: AppliedDatabase, since: number): void {
+    // `reopen` has asked for another turn, which begins by opening it.
+    if (since !== this.#reopenings) {
+      this.#database = undefined;
+      return;
+    }
     this.#database = database;
     this.#applying = undefined;
     this.#options.onApplied(database);
