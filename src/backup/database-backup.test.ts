@@ -282,29 +282,30 @@ test('An upload whose answer was lost is recognised as ours', async () => {
   expect((await levelsOf(destination))[0]).toHaveLength(1);
 });
 
-test('A fenced primary stops at the first object of its successor', async () => {
+/** A primary of epoch 1 that has shipped its one transaction, and what a successor that has it begins with. */
+async function shippedByOld() {
   const destination = new DirectoryDestination(fresh());
   const old = new Model(1n);
   old.commit([1, 2]);
   const states = new Map([[old.log.lastPosition!.checksum, { pages: [1, 2], pageSize: 512 }]]);
-  const fencedBackup = await old.backup(destination);
-  await shipAll(fencedBackup);
+  const backup = await old.backup(destination);
+  await shipAll(backup);
+  return { destination, old, states, backup };
+}
+
+test('A fenced primary stops at the first object of its successor', async () => {
+  const { destination, old, states, backup: late } = await shippedByOld();
   const next = old.successor(2n, 0, states);
   next.commit([1, 3]);
   await shipAll(await next.backup(destination));
   old.commit([9, 9, 9]);
-  await expect(fencedBackup.ship()).rejects.toMatchObject({ code: 'ERR_BACKUP_FENCED' });
+  await expect(late.ship()).rejects.toMatchObject({ code: 'ERR_BACKUP_FENCED' });
   await expect(old.backup(destination)).rejects.toMatchObject({ code: 'ERR_BACKUP_FENCED' });
   expect((await restore(destination)).pages).toEqual([1, 3]);
 });
 
 test('What a fenced primary was faster with is followed by all pages of the one after it', async () => {
-  const destination = new DirectoryDestination(fresh());
-  const old = new Model(1n);
-  old.commit([1, 2]);
-  const states = new Map([[old.log.lastPosition!.checksum, { pages: [1, 2], pageSize: 512 }]]);
-  const late = await old.backup(destination);
-  await shipAll(late);
+  const { destination, old, states, backup: late } = await shippedByOld();
   const next = old.successor(2n, 0, states);
   const backup = await next.backup(destination);
   old.commit([1, 2, 3, 4]);
@@ -331,12 +332,7 @@ test('What a fenced primary was faster with is followed by all pages of the one 
 });
 
 test('A takeover without a transaction decides the next name, so that a fenced primary cannot', async () => {
-  const destination = new DirectoryDestination(fresh());
-  const old = new Model(1n);
-  old.commit([1, 2]);
-  const states = new Map([[old.log.lastPosition!.checksum, { pages: [1, 2], pageSize: 512 }]]);
-  const late = await old.backup(destination);
-  await shipAll(late);
+  const { destination, old, states, backup: late } = await shippedByOld();
   old.commit([1, 2, 3]);
   const next = old.successor(2n, 1, states);
   await shipAll(await next.backup(destination));

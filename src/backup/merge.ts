@@ -76,12 +76,7 @@ async function mergeNow(
   const descriptors: number[] = [];
   const out = new Spill(join(tmpDir, TEMPORARY + randomUUID()));
   try {
-    const inputs = sources.map((source) => {
-      if (typeof source !== 'string') return LtxDecoder.fromBuffer(source);
-      const fd = openSync(source, 'r');
-      descriptors.push(fd);
-      return LtxDecoder.fromFile(fd);
-    });
+    const inputs = sources.map((source) => decoderOf(source, descriptors));
     const compactor = new LtxCompactor(inputs, encoder, (chunk) => out.write(chunk), {
       noChecksum: true,
       as,
@@ -102,6 +97,14 @@ async function mergeNow(
   } finally {
     for (const fd of descriptors) closeSync(fd);
   }
+}
+
+/** What it opens is added to `descriptors`, which the caller closes. */
+function decoderOf(source: MergeSource, descriptors: number[]): LtxDecoder {
+  if (typeof source !== 'string') return LtxDecoder.fromBuffer(source);
+  const fd = openSync(source, 'r');
+  descriptors.push(fd);
+  return LtxDecoder.fromFile(fd);
 }
 
 /** Bytes in memory, or in a file once there are many. */
@@ -185,9 +188,9 @@ export function bytesSource(bytes: Buffer): LtxSource {
 
 /** The first page of a file, all of which is verified; undefined when it has none. Throws as LtxDecoder does. */
 export async function firstPage(source: MergeSource): Promise<LtxPage | undefined> {
-  const fd = typeof source === 'string' ? openSync(source, 'r') : undefined;
+  const descriptors: number[] = [];
   try {
-    const ltx = typeof source === 'string' ? LtxDecoder.fromFile(fd!) : LtxDecoder.fromBuffer(source);
+    const ltx = decoderOf(source, descriptors);
     let first: LtxPage | undefined;
     while (ltx.next()) {
       first ??= { pgno: ltx.pgno, data: Buffer.from(ltx.page) };
@@ -195,6 +198,6 @@ export async function firstPage(source: MergeSource): Promise<LtxPage | undefine
     }
     return first;
   } finally {
-    if (fd !== undefined) closeSync(fd);
+    for (const fd of descriptors) closeSync(fd);
   }
 }

@@ -1,7 +1,5 @@
-import { randomUUID } from 'node:crypto';
-import { hostname } from 'node:os';
 import type { LoadedConfig } from '../config/load.js';
-import { DataDirectory } from '../store/data-directory.js';
+import { DataDirectory, newNodeId } from '../store/data-directory.js';
 import { print } from './output.js';
 
 /**
@@ -9,11 +7,11 @@ import { print } from './output.js';
  * one. The node must be stopped: throws ERR_STORE_LOCKED while it runs.
  */
 export function resetNodeId({ config }: LoadedConfig): void {
-  const fresh = `${hostname()}-${randomUUID().slice(0, 8)}`;
-  const data = DataDirectory.open(config.data.dir, { nodeId: config.node.id ?? fresh });
+  const nodeId = newNodeId(config.node.id);
+  const data = DataDirectory.open(config.data.dir, { nodeId });
   try {
     const before = data.node.nodeId;
-    data.updateNode({ nodeId: config.node.id ?? fresh });
+    data.updateNode({ nodeId });
     print(`${config.data.dir}: ${before} is now ${data.node.nodeId}`);
   } finally {
     data.close();

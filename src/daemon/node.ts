@@ -1,6 +1,4 @@
 import { mkdir, rm } from 'node:fs/promises';
-import { randomUUID } from 'node:crypto';
-import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { powerWasCut } from '../applier/boot-marker.js';
 import { Applier } from '../applier/applier.js';
@@ -31,7 +29,7 @@ import { Metrics } from '../observability/metrics.js';
 import { isPrimary, type NodeRole, type NodeStatus } from '../observability/node-status.js';
 import type { ReplicationClientEvent } from '../replication/client.js';
 import { ReplicationServer, type PrimaryRole, type ReplicaEvent } from '../replication/server.js';
-import { DataDirectory } from '../store/data-directory.js';
+import { DataDirectory, newNodeId } from '../store/data-directory.js';
 import { ChangeMark } from '../util/change-mark.js';
 import { monotonicMs } from '../util/clock.js';
 import type { LockHolder } from '../util/lock-holder.js';
@@ -113,9 +111,7 @@ export class Node implements NodeApi {
    * lease is watched.  On an error everything that was started is undone.
    */
   static async start(config: Config, logger: Logger): Promise<Node> {
-    const data = DataDirectory.open(config.data.dir, {
-      nodeId: config.node.id ?? `${hostname()}-${randomUUID().slice(0, 8)}`,
-    });
+    const data = DataDirectory.open(config.data.dir, { nodeId: newNodeId(config.node.id) });
     const node = new Node(config, logger, data);
     node.#undo.push(() => data.close());
     try {

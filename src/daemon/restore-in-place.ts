@@ -1,4 +1,4 @@
-import { randomInt, randomUUID } from 'node:crypto';
+import { randomInt } from 'node:crypto';
 import {
   closeSync,
   existsSync,
@@ -10,7 +10,6 @@ import {
   renameSync,
   rmSync,
 } from 'node:fs';
-import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Config } from '../config/load.js';
@@ -22,7 +21,7 @@ import { ltxFileName, parseLtxFileName } from '../ltx/position.js';
 import { encodeWhole, findBackups, positionsOf, RestoringFolder } from '../restore/missing.js';
 import type { Restored } from '../restore/restore.js';
 import { carryHeader, DATABASE_HEADER_BYTES } from '../sqlite/database-header.js';
-import { DataDirectory, databasePaths } from '../store/data-directory.js';
+import { DataDirectory, databasePaths, newNodeId } from '../store/data-directory.js';
 import { encodeDatabaseName } from '../store/database-name.js';
 import { Log } from '../store/log.js';
 import { replaceDatabase } from '../store/replacements.js';
@@ -196,7 +195,7 @@ export class StoppedNode {
 
 function openData({ data, node }: Config): DataDirectory {
   try {
-    return DataDirectory.open(data.dir, { nodeId: node.id ?? `${hostname()}-${randomUUID().slice(0, 8)}` });
+    return DataDirectory.open(data.dir, { nodeId: newNodeId(node.id) });
   } catch (thrown) {
     const error = toKiteError(thrown);
     if (error.code !== 'ERR_STORE_LOCKED') throw error;

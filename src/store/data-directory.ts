@@ -1,5 +1,7 @@
 import Database from 'better-sqlite3';
+import { randomUUID } from 'node:crypto';
 import { mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { hostname } from 'node:os';
 import { dirname, join, relative } from 'node:path';
 import { KiteError } from '../errors.js';
 import { fsyncDirectory, isErrno, replaceFile } from '../util/files.js';
@@ -16,6 +18,10 @@ export interface NodeState {
   /** Whether it was primary when it last wrote this. */
   readonly wasPrimary: boolean;
 }
+
+/** The id of a node that has none yet: what is configured, or one of its own. */
+export const newNodeId = (configured: string | undefined): string =>
+  configured ?? `${hostname()}-${randomUUID().slice(0, 8)}`;
 
 /** Where the files of one database are. Pure: any thread may compute it. */
 export interface DatabasePaths {

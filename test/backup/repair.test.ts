@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, expect, it } from 'vitest';
 import { runCli } from '../cli/run-cli.js';
-import { sqlite, TestCluster, waitFor } from '../helpers/cluster.js';
+import { sqlite, TestCluster, type TestNode, waitFor } from '../helpers/cluster.js';
 import { flip } from '../helpers/flip.js';
 
 /** `kitefs repair`: the runbook docs/runbooks/damaged-database.md. */
@@ -19,11 +19,10 @@ afterAll(() => {
   rmSync(dir, { recursive: true, force: true });
 });
 
-it('makes a damaged database anew from its backup, by the command that its error names', async () => {
-  const backups = [{ type: 'file', path: join(dir, 'bucket'), 'sync-interval': '20ms' }];
-  cluster = await TestCluster.start({ nodes: 1, config: { backups } });
-  const node = cluster.node(1);
-  const SUM = 'SELECT count(*), sum(a), sum(length(b)) FROM t';
+const SUM = 'SELECT count(*), sum(a), sum(length(b)) FROM t';
+
+/** A database that is all in its file; returns what `SUM` says of it. */
+async function make(node: TestNode): Promise<string> {
   await node.sql(
     'app.db',
     'PRAGMA journal_mode=wal',
@@ -31,7 +30,14 @@ it('makes a damaged database anew from its backup, by the command that its error
     'INSERT INTO t SELECT value, randomblob(1000) FROM generate_series(1, 100)',
     'PRAGMA wal_checkpoint(TRUNCATE)',
   );
-  const sum = await node.sql('app.db', SUM);
+  return await node.sql('app.db', SUM);
+}
+
+it('makes a damaged database anew from its backup, by the command that its error names', async () => {
+  const backups = [{ type: 'file', path: join(dir, 'bucket'), 'sync-interval': '20ms' }];
+  cluster = await TestCluster.start({ nodes: 1, config: { backups } });
+  const node = cluster.node(1);
+  const sum = await make(node);
   const url = `http://127.0.0.1:${node.httpPort}`;
   const sound = await runCli(['repair', '-url', url, 'app.db']);
   expect(sound.stderr).toContain('ERR_REPAIR_SOUND');
@@ -60,15 +66,7 @@ it('makes a damaged database anew from its backup, by the command that its error
 it('makes it anew from a replica, which becomes the primary, when there is one; without backups', async () => {
   cluster = await TestCluster.start({ nodes: 2, ttl: '2s' });
   const [node, replica] = [cluster.node(1), cluster.node(2)];
-  const SUM = 'SELECT count(*), sum(a), sum(length(b)) FROM t';
-  await node.sql(
-    'app.db',
-    'PRAGMA journal_mode=wal',
-    'CREATE TABLE t (a INTEGER PRIMARY KEY, b)',
-    'INSERT INTO t SELECT value, randomblob(1000) FROM generate_series(1, 100)',
-    'PRAGMA wal_checkpoint(TRUNCATE)',
-  );
-  const sum = await node.sql('app.db', SUM);
+  const sum = await make(node);
   await cluster.caughtUp('app.db');
   const url = `http://127.0.0.1:${node.httpPort}`;
   const urlOfReplica = `http://127.0.0.1:${replica.httpPort}`;
